@@ -1,0 +1,136 @@
+"""What plugins register by name, and the errors for names that nobody registered.
+
+Registering must stay cheap, because ``slim --help`` loads every plugin: register a :class:`Lazy` reference
+for whatever would import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+from slim_core.errors import SlimError, UnknownNameError, close_match
+
+#: kind -> (word for messages, prefix or name -> package that would bring it)
+KINDS: dict[str, tuple[str, dict[str, str]]] = {
+    "techniques": (
+        "technique",
+        {"prune.": "slim-prune", "quant.": "slim-quant", "distill.": "slim-distill", "nas.": "slim-nas"},
+    ),
+    "models": ("model", {"zoo/": "slim-zoo"}),
+    "datasets": ("data set", {"digits": "slim-zoo", "fashion-mnist": "slim-zoo"}),
+    "tasks": ("task", {}),
+    "cost_models": ("cost model", {"latency:": "slim-latency"}),
+    "backends": ("backend", {"onnxruntime": "slim-latency", "openvino": "slim-latency", "ncnn": "slim-latency"}),
+    "losses": ("loss", {"distill.": "slim-distill"}),
+    "exporters": ("exporter", {"onnx-int8": "slim-quant"}),
+    "transforms": ("checkpoint transform", {"prune.": "slim-prune", "quant.": "slim-quant", "nas.": "slim-nas"}),
+    "op_rules": ("operator rule", {}),
+    "recipes": ("recipe", {}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Lazy:
+    """A reference to ``module:attribute`` that is imported when it is first asked for.
+
+    Plugins write these in Python; no data file ever names one.
+    """
+
+    module: str
+    attribute: str
+
+    def resolve(self) -> Any:
+        return getattr(import_module(self.module), self.attribute)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One registered thing and the plugin that registered it."""
+
+    name: str
+    value: Any
+    plugin: str
+
+
+class Register(Protocol):
+    """The callback that a ``slim_register_*`` hook receives."""
+
+    def __call__(self, name: str, value: Any) -> None: ...
+
+
+class Registry:
+    """Names of all kinds, filled by the plugin host."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+        self._words: dict[str, tuple[str, dict[str, str]]] = dict(KINDS)
+
+    def add_kind(self, kind: str, word: str, providers: dict[str, str] | None = None) -> None:
+        """Declare a further kind (``"importances"``), as plugins with hookspecs of their own do."""
+        self._entries.setdefault(kind, {})
+        self._words.setdefault(kind, (word, providers or {}))
+
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self._entries)
+
+    def register(self, kind: str, name: str, value: Any, *, plugin: str) -> None:
+        """Add ``value`` under ``name``.
+
+        Raises:
+            SlimError: another plugin registered this name already.
+        """
+        entries = self._of(kind)
+        if name in entries:
+            raise SlimError(
+                f"{self._words[kind][0]} '{name}' is registered twice: by plugin "
+                f"'{entries[name].plugin}' and by plugin '{plugin}'",
+                hint=f"rename it in '{plugin}', or set SLIM_PLUGINS to leave one of the two out",
+            )
+        entries[name] = Entry(name, value, plugin)
+
+    def forget(self, plugin: str) -> None:
+        """Remove everything that ``plugin`` registered."""
+        for entries in self._entries.values():
+            for name in [name for name, entry in entries.items() if entry.plugin == plugin]:
+                del entries[name]
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        return tuple(sorted(self._of(kind)))
+
+    def entries(self, kind: str) -> tuple[Entry, ...]:
+        return tuple(self._of(kind)[name] for name in self.names(kind))
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        kind, name = key
+        return name in self._of(kind)
+
+    def get(self, kind: str, name: str) -> Any:
+        """Return what is registered, importing it if it was registered lazily.
+
+        Raises:
+            UnknownNameError: nobody registered ``name``; says the close match and the package that brings it.
+        """
+        entries = self._of(kind)
+        if name not in entries:
+            raise self._unknown(kind, name)
+        value = entries[name].value
+        return value.resolve() if isinstance(value, Lazy) else value
+
+    def _of(self, kind: str) -> dict[str, Entry]:
+        try:
+            return self._entries[kind]
+        except KeyError:
+            raise SlimError(f"the registry has no kind '{kind}'; it has: {', '.join(self._entries)}") from None
+
+    def _unknown(self, kind: str, name: str) -> UnknownNameError:
+        word, providers = self._words[kind]
+        known = self.names(kind)
+        hints = [close_match(name, known)]
+        installed = {entry.plugin for entry in self._of(kind).values()}
+        for prefix, package in providers.items():
+            if name.startswith(prefix) and package not in installed:
+                hints.append(f"pip install {package} would bring names that begin with '{prefix}'")
+        hints.append(f"known: {', '.join(known)}" if known else "none is registered; `slim plugins` lists what is installed")
+        return UnknownNameError(f"unknown {word} '{name}'", hint="; ".join(hint for hint in hints if hint))

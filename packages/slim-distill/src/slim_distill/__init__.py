@@ -1,0 +1,1 @@
+"""slim-distill: part of the Slim model-compression toolkit."""

@@ -1,0 +1,1 @@
+"""slim-latency: part of the Slim model-compression toolkit."""

@@ -1,0 +1,1 @@
+"""slim-nas: part of the Slim model-compression toolkit."""

@@ -1,0 +1,1 @@
+"""slim-prune: part of the Slim model-compression toolkit."""

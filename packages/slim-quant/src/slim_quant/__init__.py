@@ -1,0 +1,1 @@
+"""slim-quant: part of the Slim model-compression toolkit."""

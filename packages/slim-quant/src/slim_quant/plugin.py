@@ -1,0 +1,3 @@
+"""The plugin: what slim-quant registers. Imports nothing heavy."""
+
+from __future__ import annotations

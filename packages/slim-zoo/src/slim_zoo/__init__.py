@@ -1,0 +1,1 @@
+"""slim-zoo: part of the Slim model-compression toolkit."""

@@ -1,0 +1,44 @@
+"""Check built distributions: the wheels of two builds are equal byte for byte, and their metadata is publishable."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import zipfile
+from pathlib import Path
+
+
+def problems_of(wheel: Path, twin: Path) -> list[str]:
+    """Return what is wrong with ``wheel``; ``twin`` is the same wheel from another build."""
+    found = []
+    if not twin.is_file():
+        found.append("the second build did not make it")
+    elif hashlib.sha256(wheel.read_bytes()).digest() != hashlib.sha256(twin.read_bytes()).digest():
+        found.append("two builds differ")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata_name,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(metadata_name).decode()
+    requirements = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
+    found += [f"local requirement: {line}" for line in requirements if "@ file:" in line or " @ " in line]
+    if "License-Expression: Apache-2.0" not in metadata:
+        found.append("no Apache-2.0 licence expression")
+    if not any(name.endswith("/py.typed") for name in names):
+        found.append("no py.typed")
+    if not any("/licenses/LICENSE" in name for name in names):
+        found.append("no LICENSE inside")
+    core = [line for line in requirements if line.split()[1] == "slim-core"]
+    if not wheel.name.startswith("slim_core-") and not any("<0.2" in line and ">=0.1.0.dev0" in line for line in core):
+        found.append("does not require slim-core>=0.1.0.dev0,<0.2")
+    return found
+
+
+def main(first: str, second: str) -> int:
+    wheels = sorted(Path(first).glob("*.whl"))
+    failures = [f"{wheel.name}: {problem}" for wheel in wheels for problem in problems_of(wheel, Path(second) / wheel.name)]
+    print("\n".join(failures) if failures else f"{len(wheels)} wheels are reproducible and publishable")
+    return 1 if failures or not wheels else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

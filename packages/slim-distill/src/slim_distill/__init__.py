@@ -1,1 +1,1 @@
-"""slim-distill: part of the Slim model-compression toolkit."""
+"""slim-distill: knowledge distillation. This version registers nothing yet; the README says what is coming."""

@@ -1,3 +1,1 @@
-"""The plugin: what slim-distill registers. Imports nothing heavy."""
-
-from __future__ import annotations
+"""The plugin that slim-core discovers. It implements no hook in this version."""

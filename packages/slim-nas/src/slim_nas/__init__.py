@@ -1,1 +1,1 @@
-"""slim-nas: part of the Slim model-compression toolkit."""
+"""slim-nas: neural architecture search. This version registers nothing yet; the README says what is coming."""

@@ -1,0 +1,78 @@
+"""Render the benchmark results into the docs: no figure in a page is typed by hand.
+
+A page holds ``<!-- figures: NAME -->`` … ``<!-- end -->``; the lines between are replaced by the table that
+``RENDERERS[NAME]`` makes of ``results/NAME.json``. ``--check`` changes nothing and fails where a page is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+PAGES = ("README.md", "docs/**/*.md", "packages/*/README.md")
+_BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table; columns after the first are right-aligned."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:.1f}"
+
+
+def dependency_weight(data: dict[str, Any]) -> str:
+    rows = []
+    for row in data["rows"]:
+        package = f"{row['package']}[{row['extra']}]" if row["extra"] else row["package"]
+        rows.append((f"`{package}`", f"`{row['requirement']}{row['specifier']}`", row["version"],
+                     megabytes(row["own_bytes"]), megabytes(row["with_what_it_brings_bytes"])))  # fmt: skip
+    note = f"\n\nInstalled size in MB on {data['platform']}, Python {data['python']}."
+    return table(("package", "requirement", "measured version", "own", "with what it brings beyond torch"), rows) + note
+
+
+RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "dependency_weight": dependency_weight,
+}
+
+
+def rendered(text: str) -> str:
+    """Return ``text`` with every block of figures made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match[2]
+        data = json.loads((RESULTS / f"{name}.json").read_text())
+        return f"{match[1]}\n{RENDERERS[name](data)}\n\n{match[4]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is stale")
+    check = parser.parse_args(arguments).check
+    stale = []
+    for page in sorted(path for pattern in PAGES for path in ROOT.glob(pattern)):
+        before = page.read_text()
+        after = rendered(before)
+        if after != before:
+            stale.append(str(page.relative_to(ROOT)))
+            if not check:
+                page.write_text(after)
+    if stale:
+        print(("stale: " if check else "rendered: ") + ", ".join(stale))
+    return 1 if stale and check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -57,9 +57,7 @@ class PatternError(SlimError):
 class CheckpointError(SlimError):
     """A checkpoint is damaged, foreign, hostile or does not fit. ``field`` names the offending part."""
 
-    def __init__(
-        self, what: str, *, field: str = "", where: str | None = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, field: str = "", where: str | None = None, hint: str | None = None) -> None:
         self.field = field
         super().__init__(f"{field}: {what}" if field else what, where=where, hint=hint)
 
@@ -69,7 +67,18 @@ class ExportError(SlimError):
 
 
 class RecipeError(SlimError):
-    """A recipe is not valid. ``where`` is ``file:line`` and the key."""
+    """A recipe is not valid. ``where`` is ``file:line``; ``problems`` holds every problem when there are several."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        problems: Iterable[SlimError] = (),
+    ) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.problems: tuple[SlimError, ...] = tuple(problems) or (self,)
 
 
 class DataError(SlimError):

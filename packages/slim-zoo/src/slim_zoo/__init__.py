@@ -15,7 +15,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from slim_core.errors import SlimError, UnknownNameError, close_match
-
 from slim_zoo.names import MODELS, PREFIX
 
 if TYPE_CHECKING:

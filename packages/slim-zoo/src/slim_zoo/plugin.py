@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from slim_core import Lazy, hookimpl
 from slim_core.registry import Register
-
 from slim_zoo.names import MODELS, PREFIX
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
-from slim_core.errors import SlimError
 from torch import nn
+
+from slim_core.errors import SlimError
 
 
 class ModelOptions(TypedDict, total=False):

@@ -55,7 +55,9 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     return conv_norm(inputs, outputs, 1, stride, act=None)
 
 
-def _stages(block: Block, inputs: int, depths: Sequence[int], widths: Sequence[int], strides: Sequence[int]) -> nn.Sequential:
+def _stages(
+    block: Block, inputs: int, depths: Sequence[int], widths: Sequence[int], strides: Sequence[int]
+) -> nn.Sequential:
     stages: list[nn.Module] = []
     for depth, channels, stride in zip(depths, widths, strides, strict=True):
         blocks: list[nn.Module] = []

@@ -1,0 +1,59 @@
+"""What slim-core itself registers: it enters by the same door as every plugin. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slim_core import hookimpl
+from slim_core.registry import Lazy
+
+if TYPE_CHECKING:
+    from slim_core.registry import Register
+
+
+@hookimpl
+def slim_register_techniques(register: Register) -> None:
+    register("fit", Lazy("slim_core.training.technique", "FitTechnique"))
+
+
+@hookimpl
+def slim_register_tasks(register: Register) -> None:
+    register("classification", Lazy("slim_core.tasks", "ClassificationTask"))
+
+
+@hookimpl
+def slim_register_cost_models(register: Register) -> None:
+    pass
+
+
+@hookimpl
+def slim_register_backends(register: Register) -> None:
+    pass
+
+
+@hookimpl
+def slim_register_exporters(register: Register) -> None:
+    pass
+
+
+@hookimpl
+def slim_register_op_rules(register: Register) -> None:
+    pass
+
+
+@hookimpl
+def slim_register_recipes(register: Register) -> None:
+    pass
+
+
+@hookimpl
+def slim_register_commands(cli: Any) -> None:
+    """Commands of the core: ``add_lazy(name, where the click command is, one line for ``slim --help``)``."""
+    cli.add_lazy(
+        "plugins",
+        Lazy("slim_core.cli.plugins", "plugins"),
+        "List installed plugins, what they add, and why one failed.",
+    )
+    cli.add_lazy(
+        "new-plugin", Lazy("slim_core.cli.new_plugin", "new_plugin"), "Write a working plugin package to start from."
+    )

@@ -1,0 +1,65 @@
+"""Reading IDX files, the format of MNIST and Fashion-MNIST, strictly. Plain or gzipped.
+
+The format: two zero bytes, one byte for the type (8: unsigned byte), one for the number of dimensions, each
+dimension as a big-endian 32-bit number, then the values in row-major order.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from slim_core.errors import DataError
+
+GZIP_MAGIC = b"\x1f\x8b"
+UNSIGNED_BYTE = 8
+#: no IDX file that is read here is larger; a gzip bomb stops at this many bytes
+MAX_BYTES = 1 << 28
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Return the array in ``path``, as unsigned bytes.
+
+    Raises:
+        DataError: the file cannot be read or is not exactly an IDX file of unsigned bytes.
+    """
+    return parse_idx(uncompressed(path), str(path))
+
+
+def uncompressed(path: Path) -> bytes:
+    """Return the bytes of a plain or gzipped file, at most :data:`MAX_BYTES` of them."""
+    try:
+        with open(path, "rb") as handle:
+            zipped = handle.read(2) == GZIP_MAGIC
+        with gzip.open(path, "rb") if zipped else open(path, "rb") as handle:
+            data: bytes = handle.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read: {error}", where=str(path), hint="fetch the file again") from error
+    if len(data) > MAX_BYTES:
+        raise DataError(f"holds more than {MAX_BYTES:,} bytes", where=str(path))
+    return data
+
+
+def parse_idx(data: bytes, where: str) -> np.ndarray:
+    """Return the array in the bytes of an IDX file."""
+    if len(data) < 4 or data[:2] != b"\0\0":
+        raise DataError("is not an IDX file: it does not begin with two zero bytes", where=where)
+    if data[2] != UNSIGNED_BYTE:
+        raise DataError(f"holds values of IDX type 0x{data[2]:02x}; only unsigned bytes (0x08) are read", where=where)
+    dimensions = data[3]
+    header = 4 + 4 * dimensions
+    if not 1 <= dimensions <= 4 or len(data) < header:
+        raise DataError(f"has a damaged IDX header ({dimensions} dimensions)", where=where)
+    shape = struct.unpack(f">{dimensions}I", data[4:header])
+    if len(data) - header != math.prod(shape):
+        raise DataError(
+            f"has {len(data) - header:,} values, but its header says {' x '.join(map(str, shape))}",
+            where=where,
+            hint="the file is cut off or damaged: fetch it again",
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

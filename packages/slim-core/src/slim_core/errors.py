@@ -89,6 +89,10 @@ class OutputFolderError(SlimError):
     """An output folder cannot be used: it holds another run, or it cannot be written."""
 
 
+class Interrupted(SlimError):
+    """The user pressed Ctrl-C. ``hint`` is the command that resumes; the command line exits with 130."""
+
+
 def close_match(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """Return ``"did you mean 'x' or 'y'?"`` for the names close to ``name``, or ``""``."""
     matches = get_close_matches(name, list(known), n=most, cutoff=0.5)

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    import click
-
-    from slim_core.registry import Register
+    from slim_core.registry import Commands, Register, Registry
 
 hookspec = pluggy.HookspecMarker("slim")
 
 
 @hookspec
-def slim_add_hookspecs(pluginmanager: pluggy.PluginManager) -> None:
+def slim_add_hookspecs(pluginmanager: pluggy.PluginManager, registry: Registry) -> None:
     """Add hookspecs of the plugin's own. Called first, for all plugins, before anything is registered.
+
+    ``registry.add_kind("importances", "importance criterion")`` declares a kind of registered things; the host then
+    calls ``slim_register_importances(register)`` together with the core's own registering hooks.
 
     .. versionadded:: 0.1
     """
@@ -115,8 +116,11 @@ def slim_register_recipes(register: Register) -> None:
 
 
 @hookspec
-def slim_register_commands(cli: click.Group) -> None:
+def slim_register_commands(cli: Commands) -> None:
     """Add commands to the ``slim`` command. Called last, when the command line starts.
+
+    ``cli`` is a click group of the plugin's own, which is merged into ``slim`` when the hook returns; beside click's
+    ``add_command`` and ``command`` it has ``add_lazy``, which imports the command's module only when it is run.
 
     .. versionadded:: 0.1
     """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
-from slim_core.errors import SlimError, UnknownNameError, close_match
+from slim_core.errors import PluginError, SlimError, UnknownNameError, close_match
 
 #: kind -> (word for messages, prefix or name -> package that would bring it)
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
@@ -60,17 +60,34 @@ class Register(Protocol):
     def __call__(self, name: str, value: Any) -> None: ...
 
 
+class Commands(Protocol):
+    """What ``slim_register_commands`` receives: a click group with one more method."""
+
+    def add_command(self, cmd: Any, name: str | None = None) -> None:
+        """Add a click command."""
+
+    def add_lazy(self, name: str, target: Lazy, help: str) -> None:
+        """Add a click command that is imported when it is run; ``help`` is its line in ``slim --help``."""
+
+
 class Registry:
     """Names of all kinds, filled by the plugin host."""
 
     def __init__(self) -> None:
         self._entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
         self._words: dict[str, tuple[str, dict[str, str]]] = dict(KINDS)
+        #: distributions whose plugins are loaded, so that an error does not ask to install one of them
+        self.installed: set[str] = set()
 
     def add_kind(self, kind: str, word: str, providers: dict[str, str] | None = None) -> None:
         """Declare a further kind (``"importances"``), as plugins with hookspecs of their own do."""
         self._entries.setdefault(kind, {})
         self._words.setdefault(kind, (word, providers or {}))
+
+    def remove_kind(self, kind: str) -> None:
+        """Take a kind back, with everything registered in it."""
+        self._entries.pop(kind, None)
+        self._words.pop(kind, None)
 
     def kinds(self) -> tuple[str, ...]:
         return tuple(self._entries)
@@ -79,9 +96,15 @@ class Registry:
         """Add ``value`` under ``name``.
 
         Raises:
-            SlimError: another plugin registered this name already.
+            SlimError: another plugin registered this name already, or the name has blanks or is not text.
         """
         entries = self._of(kind)
+        if not isinstance(name, str) or not name or any(character.isspace() for character in name):
+            raise SlimError(
+                f"{name!r} cannot be the name of a {self._words[kind][0]}", hint="a name is text without blanks"
+            )
+        if value is None:
+            raise SlimError(f"{self._words[kind][0]} '{name}' was registered as None")
         if name in entries:
             raise SlimError(
                 f"{self._words[kind][0]} '{name}' is registered twice: by plugin "
@@ -95,6 +118,14 @@ class Registry:
         for entries in self._entries.values():
             for name in [name for name, entry in entries.items() if entry.plugin == plugin]:
                 del entries[name]
+
+    def registered_by(self, plugin: str) -> dict[str, tuple[str, ...]]:
+        """Return what ``plugin`` registered: kind to names, without the kinds where it has none."""
+        owned = {
+            kind: tuple(name for name, entry in entries.items() if entry.plugin == plugin)
+            for kind, entries in self._entries.items()
+        }
+        return {kind: names for kind, names in owned.items() if names}
 
     def names(self, kind: str) -> tuple[str, ...]:
         return tuple(sorted(self._of(kind)))
@@ -111,12 +142,22 @@ class Registry:
 
         Raises:
             UnknownNameError: nobody registered ``name``; says the close match and the package that brings it.
+            PluginError: it was registered lazily and cannot be imported.
         """
         entries = self._of(kind)
         if name not in entries:
             raise self._unknown(kind, name)
         value = entries[name].value
-        return value.resolve() if isinstance(value, Lazy) else value
+        if not isinstance(value, Lazy):
+            return value
+        try:
+            return value.resolve()
+        except (ImportError, AttributeError) as error:
+            raise PluginError(
+                f"{self._words[kind][0]} '{name}' of plugin '{entries[name].plugin}' cannot be imported: {error}",
+                where=f"{value.module}:{value.attribute}",
+                hint="reinstall or update the package; `slim plugins` shows its version",
+            ) from error
 
     def _of(self, kind: str) -> dict[str, Entry]:
         try:
@@ -128,9 +169,10 @@ class Registry:
         word, providers = self._words[kind]
         known = self.names(kind)
         hints = [close_match(name, known)]
-        installed = {entry.plugin for entry in self._of(kind).values()}
         for prefix, package in providers.items():
-            if name.startswith(prefix) and package not in installed:
+            if name.startswith(prefix) and package not in self.installed:
                 hints.append(f"pip install {package} would bring names that begin with '{prefix}'")
-        hints.append(f"known: {', '.join(known)}" if known else "none is registered; `slim plugins` lists what is installed")
+        hints.append(
+            f"known: {', '.join(known)}" if known else "none is registered; `slim plugins` lists what is installed"
+        )
         return UnknownNameError(f"unknown {word} '{name}'", hint="; ".join(hint for hint in hints if hint))

@@ -1,0 +1,185 @@
+"""``to_onnx``: a model as one clean ONNX file. Folding and comparing are in the modules beside this one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from slim_core.errors import ExportError
+from slim_core.export import folding, parity
+from slim_core.extras import require
+from slim_core.files import atomic_path
+from slim_core.graph.export import export_program, user_line
+from slim_core.workload import Inputs
+
+#: A protobuf message holds 2 GiB; above this many bytes of tensors the weights go to a second file.
+SINGLE_FILE_LIMIT = 1_900_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """An exported file.
+
+    Args:
+        path: the file.
+        bytes: its size, with its ``.data`` file where there is one.
+        opset: the ONNX operator set.
+        inputs: input names, in order.
+        outputs: output names, in order.
+        parity: agreement with PyTorch on onnxruntime, or ``None`` when it was not checked.
+        notes: one line for everything that a reader should know.
+    """
+
+    path: Path
+    bytes: int
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parity: parity.Parity | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def max_diff(self) -> float | None:
+        """Largest absolute difference between the file's outputs and PyTorch's, or ``None`` when not checked."""
+        return None if self.parity is None else self.parity.max_diff
+
+
+def to_onnx(
+    model: nn.Module,
+    example_inputs: Inputs,
+    path: str | os.PathLike[str],
+    *,
+    dynamic_batch: bool = True,
+    opset: int | None = None,
+    check: bool = True,
+) -> ExportResult:
+    """Write ``model``, in eval mode, as an ONNX file.
+
+    Fake-quantized weights become int8 initialisers; no tracing metadata stays in the file; the same model gives the
+    same bytes. The file is written atomically. Weights above 1.9 GB go to a second file, ``<path>.data``, beside it.
+
+    Args:
+        model: any model that ``torch.export`` accepts.
+        example_inputs: positional inputs (batch first) or keyword inputs.
+        path: where to write.
+        dynamic_batch: accept any batch size; otherwise only that of ``example_inputs``.
+        opset: ONNX operator set; ``None`` takes the exporter's.
+        check: run the file on onnxruntime, where that is installed, and compare with PyTorch.
+
+    Raises:
+        MissingExtraError: onnx or onnxscript is not installed.
+        ModelError: the forward fails, or ``torch.export`` refuses the model.
+        ExportError: an operator has no ONNX translation, or the file does not agree with the model.
+    """
+    onnx = require("onnx", "slim-core[onnx]")
+    require("onnxscript", "slim-core[onnx]")
+    target = Path(path)
+    quantized = any(_fake_quantizes(node) for node in _nodes(model))
+    program = export_program(model, example_inputs, dynamic_batch=dynamic_batch)
+    proto = _translate(program, type(model).__name__, opset)
+    notes = list(folding.clean(proto))
+    size = _write(onnx, proto, target)
+    compared = None
+    if check:
+        compared, note = parity.compare(model, example_inputs, target, dynamic_batch=dynamic_batch)
+        notes.extend([note] if note else [])
+        if compared is not None and not compared.acceptable(quantized=quantized):
+            raise ExportError(
+                f"the exported file does not agree with {type(model).__name__}: largest difference "
+                f"{compared.max_diff:.3g} where the outputs reach {compared.largest:.3g}",
+                where=str(target),
+                hint="the file was left for inspection; to_onnx(..., check=False) skips the comparison",
+            )
+    return ExportResult(
+        path=target,
+        bytes=size,
+        opset=next(item.version for item in proto.opset_import if item.domain == ""),
+        inputs=tuple(value.name for value in proto.graph.input),
+        outputs=tuple(value.name for value in proto.graph.output),
+        parity=compared,
+        notes=tuple(notes),
+    )
+
+
+def _translate(program: torch.export.ExportedProgram, name: str, opset: int | None) -> Any:
+    try:
+        with _quiet():
+            translated = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset, optimize=True)
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        raise ExportError(
+            f"{name} cannot be written as ONNX: {lines[0]}",
+            where=user_line(cause),
+            hint="replace the operator, or export the part of the model that does not need it",
+        ) from error
+    if translated is None:
+        raise ExportError(f"{name} cannot be written as ONNX: the exporter returned nothing")
+    return translated.model_proto
+
+
+def _write(onnx: Any, proto: Any, target: Path) -> int:
+    """Check ``proto`` and write it; return the bytes written."""
+    weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    if weights > SINGLE_FILE_LIMIT:
+        return _write_external(onnx, proto, target)
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the exporter made an invalid file: {error}", where=str(target)) from error
+    with atomic_path(target) as staging:
+        staging.write_bytes(proto.SerializeToString(deterministic=True))
+    return target.stat().st_size
+
+
+def _write_external(onnx: Any, proto: Any, target: Path) -> int:
+    data = target.with_name(target.name + ".data")
+    with atomic_path(data) as staging:
+        offset = 0
+        with open(staging, "wb") as handle:
+            for tensor in proto.graph.initializer:
+                if len(tensor.raw_data) < 1024:
+                    continue
+                raw = tensor.raw_data
+                handle.write(raw)
+                onnx.external_data_helper.set_external_data(tensor, data.name, offset=offset, length=len(raw))
+                tensor.ClearField("raw_data")
+                offset += len(raw)
+    with atomic_path(target) as staging:
+        staging.write_bytes(proto.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(target))
+    return target.stat().st_size + data.stat().st_size
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress lines and warnings off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _nodes(model: nn.Module) -> list[Any]:
+    return list(model.graph.nodes) if isinstance(model, torch.fx.GraphModule) else []
+
+
+def _fake_quantizes(node: Any) -> bool:
+    return "fake_quantize" in str(node.target)

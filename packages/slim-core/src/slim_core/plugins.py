@@ -285,7 +285,7 @@ class PluginHost:
 
     def _attempt(self, name: str, action: Callable[[], T]) -> T:
         """Run a plugin's code with its standard output kept apart."""
-        printed = io.StringIO()
+        printed = _Kept()
         try:
             with redirect_stdout(printed):
                 return action()
@@ -419,6 +419,13 @@ def _choose(found: list[Candidate], select: Sequence[str] | None) -> tuple[list[
             reason = " ".join(filter(None, ["selected, but not installed;", close_match(name, names)])).rstrip(";")
             rest.append(Outcome(name, None, None, "failed", reason))
     return wanted, rest
+
+
+class _Kept(io.StringIO):
+    """Takes what a plugin prints, also when the plugin closes it."""
+
+    def close(self) -> None:
+        pass
 
 
 def _import_notes(took_ms: float, *, imported_torch: bool) -> list[str]:

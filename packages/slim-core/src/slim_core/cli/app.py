@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from slim_core.cli.output import Output
-from slim_core.errors import SlimError, close_match
+from slim_core.errors import PluginError, SlimError, close_match
 from slim_core.plugins import PluginHost, load_plugins
 from slim_core.registry import Lazy, Registry
 
@@ -114,10 +114,23 @@ class SlimGroup(click.Group):
         if app is not None:
             app.host  # noqa: B018 - plugins add their commands
         if cmd_name in self._lazy:
-            target, _ = self._lazy.pop(cmd_name)
-            self.commands[cmd_name] = target.resolve()
+            self.commands[cmd_name] = self._resolved(cmd_name)
+            del self._lazy[cmd_name]
         command = self.commands.get(cmd_name)
         return None if command is None else with_shared_options(command)
+
+    def _resolved(self, name: str) -> click.Command:
+        target, _ = self._lazy[name]
+        try:
+            command = target.resolve()
+        except (ImportError, AttributeError) as error:
+            raise PluginError(
+                f"command '{name}' of plugin '{self.owners.get(name)}' cannot be imported: {error}",
+                where=f"{target.module}:{target.attribute}",
+            ) from error
+        if not isinstance(command, click.Command):
+            raise PluginError(f"command '{name}' of plugin '{self.owners.get(name)}' is not a click command")
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -150,6 +150,7 @@ class _Bars:
         try:
             yield _Bar(live, task)
         finally:
+            live.refresh()
             live.remove_task(task)
             self._close()
 

@@ -175,6 +175,14 @@ def batch_size(batch: Any) -> int:
     raise DataError(f"a batch of type {type(batch).__name__} holds no tensor with a batch dimension")
 
 
+def length(source: DataSource) -> int | None:
+    """Return how many batches a source yields, or ``None`` if it does not know."""
+    try:
+        return len(source)  # type: ignore[arg-type]
+    except TypeError:  # no __len__, or a DataLoader over an iterable data set
+        return None
+
+
 def slice_batch(batch: Any, start: int, stop: int) -> Any:
     """Return samples ``start`` to ``stop`` of a batch of any structure; tensors of another length stay whole."""
     size = batch_size(batch)

@@ -34,6 +34,7 @@ class Value:
         dtype: name as in ``tensors.DTYPE_BYTES``.
         kind: where it comes from.
         names: all state-dict names of a parameter or buffer (several when tied), or the input's name.
+        storage: number of the storage that it lives in: views and in-place results share their base's.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Value:
     dtype: str
     kind: ValueKind
     names: tuple[str, ...] = ()
+    storage: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +131,13 @@ class ChannelGroup:
         name: stable name: the module path of the first member that makes the channels.
         units: how many units there are.
         members: every dimension that shrinks when a unit is removed.
+        exact: whether removing units equals masking them. Not so where a layer or group norm takes statistics over them.
     """
 
     name: str
     units: int
     members: tuple[Member, ...]
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)

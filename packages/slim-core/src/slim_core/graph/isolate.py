@@ -1,0 +1,149 @@
+"""Running a user's model without leaving a trace in it: stand-ins for its tensors, and everything put back after.
+
+Module attributes, parameters, buffers, training flags and random number generators are restored on leaving, whatever
+the forward did to them. The user's hooks run, because they may change what the model computes.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+StandIn = Callable[[str, Tensor], Tensor]
+
+_MODULE_TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """A parameter, a buffer or a plain tensor attribute, under all of its names."""
+
+    tensor: Tensor
+    names: tuple[str, ...]
+    kind: str
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the user's module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def state_of(model: nn.Module) -> list[StateTensor]:
+    """Return every parameter and buffer once, in state-dict order, tied names together."""
+    names: dict[int, list[str]] = {}
+    found: dict[int, tuple[Tensor, str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for kind, table in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), (tensor, kind))
+                    names.setdefault(id(tensor), []).append(prefix + name)
+    return [StateTensor(tensor, tuple(names[key]), kind) for key, (tensor, kind) in found.items()]
+
+
+@contextmanager
+def isolated(model: nn.Module, stand_in: StandIn) -> Iterator[dict[int, Tensor]]:
+    """Put stand-ins in place of the model's tensors, in eval mode, and restore everything on leaving.
+
+    Args:
+        model: the user's model.
+        stand_in: takes a first name and a tensor and returns what replaces it. Called once per tensor object.
+
+    Yields:
+        The stand-in of each tensor, by the ``id`` of the original.
+    """
+    modules = list(model.modules())
+    snapshots = [_Snapshot(module) for module in modules]
+    try:
+        twins: dict[int, Tensor] = {state.names and id(state.tensor): stand_in(state.names[0], state.tensor)
+                                    for state in state_of(model)}  # fmt: skip
+        for module in modules:
+            _swap(module, twins, stand_in)
+        yield twins
+    finally:
+        for snapshot in snapshots:
+            snapshot.restore()
+
+
+def _swap(module: nn.Module, twins: dict[int, Tensor], stand_in: StandIn) -> None:
+    def twin(tensor: Tensor) -> Tensor:
+        if id(tensor) not in twins:
+            twins[id(tensor)] = stand_in("", tensor)
+        return twins[id(tensor)]
+
+    attributes = module.__dict__
+    attributes["training"] = False
+    for table in (module._parameters, module._buffers):
+        for name, tensor in table.items():
+            if tensor is not None:
+                table[name] = twins[id(tensor)]  # type: ignore[assignment]
+    for name, value in attributes.items():
+        if isinstance(value, Tensor):
+            attributes[name] = twin(value)
+        elif type(value) in (list, tuple) and any(isinstance(item, Tensor) for item in value):
+            attributes[name] = type(value)(twin(item) if isinstance(item, Tensor) else item for item in value)
+        elif type(value) is dict and name not in _MODULE_TABLES and any(isinstance(v, Tensor) for v in value.values()):
+            attributes[name] = {key: twin(v) if isinstance(v, Tensor) else v for key, v in value.items()}
+
+
+class _Snapshot:
+    """A module's attributes, and the content of its tables and plain containers."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._attributes = dict(module.__dict__)
+        self._class = type(module)
+        self._contents = [(value, value.copy()) for value in self._attributes.values() if type(value) in (dict, list, set)]
+
+    def restore(self) -> None:
+        if type(self._module) is not self._class:
+            self._module.__class__ = self._class
+        attributes = self._module.__dict__
+        attributes.clear()
+        attributes.update(self._attributes)
+        for container, content in self._contents:
+            if isinstance(container, list):
+                container[:] = content
+            else:
+                container.clear()
+                container.update(content)
+
+
+@contextmanager
+def quiet_torch(model: nn.Module) -> Iterator[None]:
+    """Run torch without fused transformer paths and compilation, and leave all random number generators as they are."""
+    with ExitStack() as stack:
+        cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        python, legacy = random.getstate(), np.random.get_state()
+        stack.callback(random.setstate, python)
+        stack.callback(np.random.set_state, legacy)
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        if "torch._dynamo" in sys.modules or any(hasattr(module, "_orig_mod") for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def edited(edits: Mapping[tuple[int, str], tuple[nn.Module, Any]]) -> Iterator[None]:
+    """Set module attributes for a while; ``isolated`` around it restores them."""
+    for (_, name), (module, value) in edits.items():
+        setattr(module, name, value)
+    yield

@@ -1,0 +1,328 @@
+"""``record``: one forward pass of any model, written down as a :class:`Graph`.
+
+Operators are recorded whole where a coupling rule knows them (``aten.conv2d``, ``aten.linear``, ``aten.matmul``,
+``aten.batch_norm``, ``aten.layer_norm``, ``aten.scaled_dot_product_attention``, …); other composite operators are taken
+apart into what they are made of. The model is left exactly as it was (see ``isolate.py``).
+
+Not here: what the operators mean for channels (``dims.py`` and ``rules/``).
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from slim_core.errors import ModelError
+from slim_core.graph.isolate import edited, isolated, quiet_torch, state_of, unwrap
+from slim_core.graph.rules import builtin_rules, find_rule
+from slim_core.graph.source import Locator, first_line
+from slim_core.graph.types import Graph, Node, Ref, Value, ValueKind
+from slim_core.workload import Inputs, call, tensors_of
+
+DeviceKind = Literal["meta", "fake", "real"]
+
+#: dimension -> kept indices, by the first state-dict name
+Cuts = Mapping[str, Mapping[int, NDArray[np.int64]]]
+Edits = Mapping[tuple[int, str], tuple[nn.Module, Any]]
+
+
+class StopRecordingError(Exception):
+    """Raised by an observer that has seen enough."""
+
+
+def record(model: nn.Module, example_inputs: Inputs, *, rules: Mapping[str, Any] | None = None) -> Graph:
+    """Run ``model`` once on ``example_inputs`` and return what it computed, operator by operator.
+
+    The forward runs in eval mode on meta tensors; where that is impossible (it reads values) under
+    ``FakeTensorMode``, and at last with the real tensors. Wrappers (``torch.compile``, ``DataParallel``) are looked
+    through: names are those of the model inside.
+
+    Args:
+        model: any model whose forward runs. It is not changed.
+        example_inputs: positional inputs (tuple), keyword inputs (mapping) or one tensor.
+        rules: coupling rules by operator name; operators that one of them knows are recorded whole.
+
+    Raises:
+        ModelError: the forward fails on the example inputs; names the exception, the module and the line.
+    """
+    model = unwrap(model)
+    notes: list[str] = []
+    kinds: tuple[DeviceKind, ...] = ("meta", "fake", "real")
+    for kind in kinds:
+        attempt = Attempt(model, example_inputs, kind, rules)
+        graph = attempt.run()
+        if graph is not None:
+            return Graph(graph.nodes, graph.values, graph.inputs, graph.outputs, kind, graph.model_class, tuple(notes))
+        assert attempt.error is not None  # noqa: S101
+        if kind != "real":
+            notes.append(f"could not be recorded with {kind} tensors: {first_line(attempt.error)}")
+    error = attempt.error
+    module, source = attempt.locator.locate_error(error)
+    where = ", ".join(filter(None, [f"module '{module}'" if module else "", str(source) if source else ""]))
+    raise ModelError(
+        f"the forward of {type(model).__name__} fails on its example inputs: {first_line(error)}",
+        where=where or None,
+        hint="check that model(*example_inputs) runs: shapes, dtypes and device of the example inputs",
+    ) from error
+
+
+class Attempt:
+    """One forward with one kind of tensors.
+
+    Args:
+        model: the unwrapped model.
+        inputs: the example inputs.
+        kind: which tensors stand in for the model's.
+        rules: see :func:`record`.
+        cuts: kept indices of parameters and buffers: the forward runs on the smaller tensors.
+        edits: attributes to set for the run.
+        observer: called with each node as it is recorded; may raise.
+        locate: whether nodes get their module and source line.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        kind: DeviceKind,
+        rules: Mapping[str, Any] | None = None,
+        *,
+        cuts: Cuts | None = None,
+        edits: Edits | None = None,
+        observer: Callable[[Node, Recorder], None] | None = None,
+        locate: bool = True,
+    ) -> None:
+        self.model, self.inputs, self.kind = model, inputs, kind
+        self.rules = builtin_rules() if rules is None else rules
+        self.cuts, self.edits = cuts or {}, edits or {}
+        self.observer, self.locate = observer, locate
+        self.locator = Locator({id(module): path for path, module in model.named_modules()})
+        self.error: Exception | None = None
+        self.recorder: Recorder | None = None
+
+    def run(self) -> Graph | None:
+        """Return the recording, or ``None`` and leave what was raised in ``error``."""
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(quiet_torch(self.model))
+                fake = FakeTensorMode(allow_non_fake_inputs=True) if self.kind == "fake" else None
+                state = state_of(self.model)
+                twins = stack.enter_context(isolated(self.model, self._stand_in(fake)))
+                stack.enter_context(edited(self.edits))
+                inputs = pytree.tree_map_only(Tensor, self._input(fake), self._plain(self.inputs))
+                recorder = self.recorder = Recorder(self, bool(fake or self.kind == "real"))
+                for item in state:
+                    recorder.add(twins[id(item.tensor)], item.kind, item.names)  # type: ignore[arg-type]
+                names = self._input_names(inputs)
+                recorder.inputs = [recorder.add(tensor, "input", (name,)) for name, tensor in names]
+                if fake is not None:
+                    stack.enter_context(fake)
+                stack.enter_context(torch.inference_mode())
+                with recorder:
+                    outputs = call(self.model, inputs)
+                recorder.outputs = [recorder.index_of(tensor) for tensor in tensors_of(outputs)]
+            return recorder.graph(type(self.model).__name__)
+        except Exception as error:  # noqa: BLE001  whatever a user's forward raises
+            self.error = error
+            return None
+
+    @staticmethod
+    def _plain(inputs: Inputs) -> Any:
+        return dict(inputs) if isinstance(inputs, Mapping) else inputs
+
+    def _stand_in(self, fake: FakeTensorMode | None) -> Callable[[str, Tensor], Tensor]:
+        def stand_in(name: str, tensor: Tensor) -> Tensor:
+            if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+                raise ModelError(f"'{name}' is not initialised yet", hint="run the model once before it is analysed")
+            cut = self.cuts.get(name) if name else None
+            data = tensor.detach()
+            if self.kind == "real":
+                for dim, kept in (cut or {}).items():
+                    data = data.index_select(dim, torch.from_numpy(kept).to(data.device))
+                if not isinstance(tensor, nn.Parameter):
+                    data = data.clone()
+            else:
+                size = [len(cut[dim]) if cut and dim in cut else n for dim, n in enumerate(tensor.shape)]
+                if fake is not None:
+                    with fake:
+                        data = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
+                elif cut:
+                    data = torch.empty(size, dtype=tensor.dtype, device="meta")
+                else:
+                    data = torch.empty_like(data, device="meta")
+            if isinstance(tensor, nn.Parameter):
+                return nn.Parameter(data, requires_grad=tensor.requires_grad)
+            return data
+
+        return stand_in
+
+    def _input(self, fake: FakeTensorMode | None) -> Callable[[Tensor], Tensor]:
+        def convert(tensor: Tensor) -> Tensor:
+            if self.kind == "real":
+                return tensor.detach().clone()
+            if fake is not None:
+                return fake.from_tensor(tensor.detach())
+            return torch.empty_like(tensor.detach(), device="meta")
+
+        return convert
+
+    def _input_names(self, inputs: Any) -> list[tuple[str, Tensor]]:
+        if isinstance(inputs, Tensor):
+            inputs = (inputs,)
+        if isinstance(inputs, dict):
+            tops = list(inputs.items())
+        else:
+            parameters = list(inspect.signature(self.model.forward).parameters)
+            tops = [(parameters[n] if n < len(parameters) else f"input_{n}", value) for n, value in enumerate(inputs)]
+        named: list[tuple[str, Tensor]] = []
+        for name, value in tops:
+            tensors = tensors_of(value)
+            named += [(name if len(tensors) == 1 else f"{name}.{n}", tensor) for n, tensor in enumerate(tensors)]
+        return named
+
+
+@dataclass(frozen=True, slots=True)
+class _OpInfo:
+    """What the recorder needs to know of an operator: its name and arguments, and whether to take it apart."""
+
+    name: str
+    defaults: tuple[tuple[str, Any], ...]
+    device: int  # position of the device argument, or -1
+    decompose: bool
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down every operator that runs."""
+
+    def __init__(self, attempt: Attempt, keep_devices: bool) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.values: list[Value] = []
+        self.inputs: list[int] = []
+        self.outputs: list[int] = []
+        self._attempt = attempt
+        self._keep_devices = keep_devices
+        self._infos: dict[Any, _OpInfo] = {}
+        self._known: dict[int, tuple[Callable[[], Tensor | None], int]] = {}
+        self._storages: dict[int, list[int]] = {}
+        self._alive: list[Any] = []
+        self._foreign: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add(self, tensor: Tensor, kind: ValueKind, names: tuple[str, ...] = ()) -> int:
+        """Make a value of ``tensor`` and return its number."""
+        index = len(self.values)
+        storage = self._storage(tensor)
+        peers = self._storages.setdefault(storage, [])
+        number = self.values[peers[0]].storage if peers else len(self._storages) - 1
+        peers.append(index)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        self.values.append(Value(index, tuple(tensor.shape), dtype, kind, names, number))
+        self._known[id(tensor)] = (weakref.ref(tensor), index)
+        if self._attempt.kind != "real":
+            self._alive.append(tensor)  # no data behind it; keeps ids and storages from being used again
+        return index
+
+    def index_of(self, tensor: Tensor) -> int:
+        """Return the number of ``tensor``; one that no operator made is a constant, or an alias of what it shares."""
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        for index in reversed(self._storages.get(self._storage(tensor), ())):
+            if self.values[index].shape == tuple(tensor.shape):
+                self._known[id(tensor)] = (weakref.ref(tensor), index)
+                return index
+        return self.add(tensor, "constant")
+
+    def graph(self, model_class: str) -> Graph:
+        return Graph(
+            tuple(self.nodes), tuple(self.values), tuple(self.inputs), tuple(self.outputs),
+            self._attempt.kind, model_class,
+        )  # fmt: skip
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        info = self._infos.get(func)
+        if info is None:
+            info = self._infos[func] = self._describe(func)
+        if info.decompose:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if not self._keep_devices:
+            args, kwargs = self._to_meta(info, args, kwargs)
+        encoded = {
+            name: self._encode(args[n] if n < len(args) else kwargs.get(name, default))
+            for n, (name, default) in enumerate(info.defaults)
+        }
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            outputs: tuple[int, ...] = (self.add(result, "intermediate"),)
+        else:
+            outputs = tuple(self.add(tensor, "intermediate") for tensor in pytree.tree_leaves(result)
+                            if isinstance(tensor, Tensor))  # fmt: skip
+        module, source = self._attempt.locator.locate() if self._attempt.locate else ("", None)
+        node = Node(len(self.nodes), info.name, encoded, outputs, module, source)
+        self.nodes.append(node)
+        if self._attempt.observer is not None:
+            self._attempt.observer(node, self)
+        return result
+
+    def _describe(self, func: Any) -> _OpInfo:
+        schema = func._schema
+        name = str(func)
+        composite = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+        arguments = schema.arguments
+        defaults = tuple((argument.name, argument.default_value) for argument in arguments)
+        device = next((n for n, argument in enumerate(arguments) if argument.name == "device"), -1)
+        return _OpInfo(name, defaults, device, composite and find_rule(self._attempt.rules, name) is None)
+
+    def _to_meta(self, info: _OpInfo, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Send what would be made or moved elsewhere to the meta device."""
+        if info.device >= 0:
+            has_tensor = any(isinstance(arg, Tensor) for arg in args)
+            if info.device < len(args):
+                args = (*args[: info.device], torch.device("meta"), *args[info.device + 1 :])
+            elif kwargs.get("device") is not None or not has_tensor:
+                kwargs = {**kwargs, "device": torch.device("meta")}
+        if any(isinstance(leaf, Tensor) and leaf.device.type != "meta" for leaf in pytree.arg_tree_leaves(*args, **kwargs)):
+            args, kwargs = pytree.tree_map_only(Tensor, self._twin, (args, kwargs))
+        return args, kwargs
+
+    def _twin(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type == "meta":
+            return tensor
+        if id(tensor) not in self._foreign:
+            twin = torch.empty_like(tensor, device="meta")
+            self._foreign[id(tensor)] = (tensor, twin)
+        return self._foreign[id(tensor)][1]
+
+    def _encode(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return Ref(self.index_of(value))
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, list | tuple):
+            return tuple(self._encode(item) for item in value)
+        if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
+            return str(value).removeprefix("torch.")
+        return str(value) if isinstance(value, torch.device) else value
+
+    @staticmethod
+    def _storage(tensor: Tensor) -> int:
+        try:
+            return int(tensor.untyped_storage()._cdata)
+        except (NotImplementedError, RuntimeError):  # sparse and the like
+            return -id(tensor)

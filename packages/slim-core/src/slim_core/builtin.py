@@ -33,7 +33,7 @@ def slim_register_backends(register: Register) -> None:
 
 @hookimpl
 def slim_register_exporters(register: Register) -> None:
-    pass
+    register("onnx", Lazy("slim_core.export", "to_onnx"))
 
 
 @hookimpl
@@ -57,3 +57,6 @@ def slim_register_commands(cli: Any) -> None:
     cli.add_lazy(
         "new-plugin", Lazy("slim_core.cli.new_plugin", "new_plugin"), "Write a working plugin package to start from."
     )
+    cli.add_lazy("run", Lazy("slim_core.cli.run", "run"), "Run a recipe: compress, export, measure, report.")
+    cli.add_lazy("report", Lazy("slim_core.cli.run", "report"), "Show the report of a finished run again.")
+    cli.add_lazy("recipe", Lazy("slim_core.cli.recipe", "recipe"), "Check, list and show recipes; print their schema.")

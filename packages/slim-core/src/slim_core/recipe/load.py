@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from slim_core.budget import parse_budget
 from slim_core.errors import RecipeError, SlimError, close_match
+from slim_core.recipe.arguments import accepted
 from slim_core.recipe.problems import at, explain, raise_all
 from slim_core.recipe.schema import RECIPE_VERSION, Recipe, Skeleton, Step
 from slim_core.recipe.source import KeyPath, Source, from_mapping, read_file, read_text, show_path
@@ -136,7 +136,6 @@ def _check(source: Source, registry: Registry, own_workload: bool) -> Recipe:
         export=skeleton.export,
         measure=skeleton.measure,
         compare=skeleton.compare,
-        given=data,
         source=source,
     )
 
@@ -196,7 +195,7 @@ def _steps(data: Any, source: Source, registry: Registry, problems: list[SlimErr
             continue
         problems += _check_step(technique, config, path, source, registry)
         label = name if isinstance(name, str) else kind
-        steps.append(Step(position + 1, kind, label, config, given))
+        steps.append(Step(position + 1, kind, label, config))
     return steps
 
 
@@ -233,7 +232,7 @@ def _names(data: Mapping[str, Any], source: Source, registry: Registry, problems
     ):
         name, kwargs = workload.get(key), workload.get(kwargs_key, {})
         if not isinstance(name, str) or not isinstance(kwargs, dict):
-            if name is None and kwargs and kwargs_key in workload:
+            if name is None and kwargs and key != "model":
                 problems.append(
                     RecipeError(
                         f"'workload.{kwargs_key}' is given without 'workload.{key}'",
@@ -261,23 +260,20 @@ def _names(data: Mapping[str, Any], source: Source, registry: Registry, problems
 
 
 def _check_kwargs(factory: Any, kwargs: Mapping[str, Any], path: KeyPath, source: Source, name: str) -> list[SlimError]:
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):
+    known = accepted(factory)
+    if known is None:
         return []
     problems: list[SlimError] = []
-    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for key in kwargs:
-            if key not in named:
-                hints = [close_match(key, named), f"it takes: {', '.join(named)}" if named else "it takes none"]
-                problems.append(
-                    RecipeError(
-                        f"'{name}' takes no argument '{key}' at {show_path(path)}",
-                        where=source.where((*path, key)),
-                        hint="; ".join(hint for hint in hints if hint),
-                    )
+    for key in kwargs:
+        if key not in known:
+            hints = [close_match(key, known), f"it takes: {', '.join(known)}" if known else "it takes none"]
+            problems.append(
+                RecipeError(
+                    f"'{name}' takes no argument '{key}' at {show_path(path)}",
+                    where=source.where((*path, key)),
+                    hint="; ".join(hint for hint in hints if hint),
                 )
+            )
     return problems
 
 

@@ -61,7 +61,9 @@ def explain(
         special = item["type"] in ("extra_forbidden", "missing")
         merged.setdefault((path, special), []).append(item)  # the branches of a union complain one by one
     problems: list[SlimError] = []
-    for (path, _), items in merged.items():
+    for (path, special), items in merged.items():
+        if not special and any(len(other) > len(path) and other[: len(path)] == path for other, _ in merged):
+            continue  # one branch of a union refuses the whole value, the other one something inside it
         problems.append(_problem(items, model, path, (*prefix, *path), source))
     return problems
 
@@ -72,7 +74,9 @@ def _problem(
     kind, parent = items[0]["type"], full[:-1]
     if kind == "extra_forbidden":
         known = sorted(set(_fields_at(model, path[:-1])) | ({"kind", "name"} if _is_step(parent) else set()))
-        hints = [close_match(str(path[-1]), known), f"known keys: {', '.join(known)}" if known else ""]
+        near = close_match(str(path[-1]), known)
+        listed = f"known keys: {', '.join(known)}" if known and (not near or len(known) <= 12) else ""
+        hints = [near, listed]
         place = f" at {show_path(parent)}" if parent else ""
         return RecipeError(
             f"unknown key '{path[-1]}'{place}",

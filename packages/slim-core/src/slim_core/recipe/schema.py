@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -98,14 +97,12 @@ class Step:
         kind: registered name of the technique.
         name: what the report calls it.
         config: an instance of the technique's ``Config``.
-        given: the configuration as it was written.
     """
 
     index: int
     kind: str
     name: str
     config: BaseModel
-    given: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +119,6 @@ class Recipe:
         export: how it is exported, or ``None``.
         measure: how latency is measured, or ``None``.
         compare: what counts as a good result.
-        given: the recipe as it was written, overrides applied.
         source: where it was written.
     """
 
@@ -135,7 +131,6 @@ class Recipe:
     export: ExportSpec | None
     measure: MeasureSpec | None
     compare: CompareSpec
-    given: Mapping[str, Any] = field(repr=False)
     source: Source = field(repr=False)
 
     def resolved(self) -> dict[str, Any]:
@@ -162,21 +157,18 @@ class Recipe:
         return None if self.workload.weights is None else self.source.folder / Path(self.workload.weights).expanduser()
 
     def identity(self) -> str:
-        """Return a hash of everything that decides what comes out: the keys as written, and the weights' bytes.
+        """Return a hash of everything that decides which model comes out: the keys and the weights' bytes.
 
-        Titles and the measuring of the result do not count.
+        Titles do not count, nor how the result is exported, measured and judged.
         """
-        data: dict[str, Any] = {
-            "version": RECIPE_VERSION,
-            "seed": self.seed,
-            "workload": self.workload.model_dump(mode="json"),
-            "train": self.given.get("train"),
-            "steps": [{"kind": step.kind, **step.given} for step in self.steps],
-        }
+        data = self.resolved()
+        for key in ("name", "description", "export", "measure", "compare"):
+            data.pop(key, None)
+        for step in data["steps"]:
+            del step["name"]
         weights = self.weights_path()
-        if weights is not None and weights.is_file():
+        if weights is not None:
             with open(weights, "rb") as handle:
-                data["weights"] = hashlib.file_digest(handle, "sha256").hexdigest()
-            data["workload"].pop("weights")
+                data["workload"]["weights"] = hashlib.file_digest(handle, "sha256").hexdigest()
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()

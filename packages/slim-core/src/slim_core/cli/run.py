@@ -1,0 +1,68 @@
+"""``slim run``: run a recipe; and ``slim report``: show the report of a finished run again."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from slim_core.cli.app import App
+from slim_core.errors import Interrupted
+
+
+@click.command("run")
+@click.argument("recipe", metavar="RECIPE")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Output folder.  [default: out/NAME-OF-THE-RECIPE]")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key: --set seed=3.")
+@click.option("--overwrite", is_flag=True, help="Replace the run that the output folder holds, and begin anew.")
+@click.pass_obj
+def run(app: App, recipe: str, out: Path | None, overrides: tuple[str, ...], overwrite: bool) -> None:
+    """Run a recipe: compress, export, measure, report.
+
+    RECIPE is a YAML file or the name of an installed recipe (`slim recipe list`). An interrupted or killed run goes on
+    where it stopped when the same command is given again. `--load FILE` brings models, data and tasks of your own.
+    """
+    from slim_core.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, app.registry, overrides=overrides)
+    folder = out if out is not None else Path("out") / loaded.name.replace("/", "-")
+
+    from slim_core.recipe.runner import run_recipe
+    from slim_core.report.figures import headline
+    from slim_core.report.terminal import render_terminal
+
+    try:
+        report = run_recipe(loaded, folder, registry=app.registry, progress=app.output.progress, overwrite=overwrite)
+    except Interrupted as error:
+        raise Interrupted(error.what, hint=f"to resume: {_this_command()}") from None
+    app.output.emit(
+        {"out": str(folder), "report": report.to_json()},
+        lambda: render_terminal(report, folder=str(folder)),
+        lambda: f"{folder}: {headline(report)}",
+    )
+
+
+@click.command("report")
+@click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
+@click.pass_obj
+def report(app: App, folder: Path) -> None:
+    """Show the report of a finished run, and write its HTML page and model card again from report.json."""
+    from slim_core.report import read_report, render_terminal, write_views
+    from slim_core.report.figures import headline
+
+    found = read_report(folder / "report.json" if folder.is_dir() or folder.suffix != ".json" else folder)
+    where = folder if folder.is_dir() else folder.parent
+    write_views(found, where)
+    app.output.emit(
+        {"out": str(where), "report": found.to_json()},
+        lambda: render_terminal(found, folder=str(where)),
+        lambda: f"{where}: {headline(found)}",
+    )
+
+
+def _this_command() -> str:
+    """Return the command line that started this process, without ``--overwrite``: that would begin anew."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
+    return shlex.join(["slim", *arguments])

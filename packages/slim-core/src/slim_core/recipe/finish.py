@@ -1,0 +1,206 @@
+"""The end of a run: exported files, timings, the report and its views; and the trial of all that at its beginning."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slim_core import checkpoint
+from slim_core.errors import SlimError
+from slim_core.files import write_text
+from slim_core.progress import Progress
+from slim_core.recipe import folder as files
+from slim_core.recipe.build import Prepared
+from slim_core.recipe.folder import OutFolder
+from slim_core.recipe.judge import judge
+from slim_core.recipe.latency import check_backends, time_models
+from slim_core.recipe.schema import Recipe
+from slim_core.registry import Registry
+from slim_core.report import write_views
+from slim_core.report.data import LatencyRow, ModelRow, Note, Report, StepRow, read_report
+from slim_core.report.machine import this_device, versions
+from slim_core.workload import Workload
+
+#: extension of exported files by format; other formats get their own name
+_SUFFIX = {"onnx": ".onnx"}
+
+
+def preflight(recipe: Recipe, prepared: Prepared, folder: OutFolder, registry: Registry, *, tried: bool) -> None:
+    """Try what comes last before the long work begins: runtimes, and the export of the untrained model.
+
+    Raises:
+        SlimError: an extra is missing, or the model cannot be exported.
+    """
+    if recipe.measure is not None:
+        check_backends(recipe, registry)
+    if recipe.export is not None and not tried:
+        trial = folder.file(files.STEPS) / f"trial{_suffix(recipe)}"
+        try:
+            _export(recipe, registry, prepared.workload, trial)
+        finally:
+            for stray in trial.parent.glob(f"{trial.name}*"):
+                stray.unlink()
+
+
+def finish(
+    recipe: Recipe,
+    folder: OutFolder,
+    registry: Registry,
+    prepared: Prepared,
+    compressed: Workload,
+    rows: Sequence[StepRow],
+    progress: Progress,
+) -> Report:
+    """Export, measure, and write the model, the report and its views."""
+    base, last = rows[0].after, rows[-1].after
+    path = folder.file(files.CHECKPOINT)
+    header_recipe = _resolved(recipe, folder.path)
+    checkpoint.save(compressed, path, recipe=header_recipe, metrics=dict(last.metrics))
+    original = _original(folder, registry, prepared, rows[0])
+    notes = [Note("warning", text) for text in prepared.notes]
+    notes += [Note("warning", text, _where(row)) for row in rows for text in row.notes]
+    exported: dict[str, Path] = {}
+    if recipe.export is not None:
+        with progress.track("export", 2) as track:
+            for name, workload, file in (
+                ("original", original, f"original{_suffix(recipe)}"),
+                ("compressed", compressed, f"model{_suffix(recipe)}"),
+            ):
+                exported[name] = folder.file(file)
+                found = _export(recipe, registry, workload, exported[name])
+                notes += [Note("info", text, f"export of the {name} model") for text in found]
+                track.advance(1)
+    latency: tuple[LatencyRow, ...] = ()
+    if recipe.measure is not None:
+        latency, said = time_models(
+            recipe, registry, {"original": original, "compressed": compressed}, exported, progress
+        )
+        notes += [Note("warning", text, "measurement") for text in said]
+    report = Report(
+        title=recipe.name,
+        description=recipe.description,
+        created=datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
+        seconds=sum(row.seconds for row in rows),
+        seed=recipe.seed,
+        recipe=header_recipe,
+        recipe_hash=folder.identity,
+        versions=versions({"slim-core", *registry.installed}),
+        device=this_device(),
+        metrics=tuple(info for info in prepared.metrics if info.name in {**base.metrics, **last.metrics}),
+        original=_final_row(base, "original", "original", exported.get("original")),
+        compressed=replace(
+            _final_row(last, "compressed", "compressed", exported.get("compressed")),
+            checkpoint_bytes=path.stat().st_size,
+        ),
+        steps=tuple(rows),
+        latency=latency,
+        notes=tuple(notes),
+        files=_files(folder, exported),
+        reproduce=_reproduce(recipe, registry, prepared),
+        dataset=prepared.dataset,
+    )
+    report = replace(report, notes=(*judge(report), *report.notes))
+    write_text(folder.file(files.RESOLVED), yaml.safe_dump(header_recipe, sort_keys=False, allow_unicode=True))
+    write_views(report, folder.path)
+    return report
+
+
+def rerender(recipe: Recipe, folder: OutFolder) -> Report | None:
+    """Return the report of a run that is finished, its views written again; ``None`` when something is left to do."""
+    path = folder.file(files.REPORT)
+    if not path.is_file() or not folder.file(files.CHECKPOINT).is_file():
+        return None
+    try:
+        report = read_report(path)
+    except SlimError:
+        return None
+    if report.recipe_hash != folder.identity:
+        return None
+    wanted = _resolved(recipe, folder.path)
+    same = all(
+        report.recipe.get(key) == wanted.get(key)
+        for key in ("name", "description", "export", "measure", "compare", "steps")
+    )
+    if not same or any(not folder.file(name).is_file() for name in report.files.values() if name != files.CARD):
+        return None
+    write_views(report, folder.path)
+    return report
+
+
+def _original(folder: OutFolder, registry: Registry, prepared: Prepared, base: StepRow) -> Workload:
+    loaded = checkpoint.load(
+        folder.step_folder(base.index, base.kind) / files.CHECKPOINT, registry=registry, factory=prepared.factory
+    )
+    return replace(prepared.workload, model=loaded.model, transforms=loaded.transforms)
+
+
+def _export(recipe: Recipe, registry: Registry, workload: Workload, path: Path) -> list[str]:
+    assert recipe.export is not None  # noqa: S101
+    exporter: Callable[..., Any] = registry.get("exporters", recipe.export.format)
+    result = exporter(workload.model, workload.example_inputs, path, dynamic_batch=recipe.export.dynamic_batch)
+    return [str(note) for note in getattr(result, "notes", ())]
+
+
+def _suffix(recipe: Recipe) -> str:
+    assert recipe.export is not None  # noqa: S101
+    return _SUFFIX.get(recipe.export.format, f".{recipe.export.format}")
+
+
+def _final_row(row: ModelRow, key: str, label: str, exported: Path | None) -> ModelRow:
+    size = None
+    if exported is not None:
+        size = sum(part.stat().st_size for part in exported.parent.glob(f"{exported.name}*") if part.is_file())
+    return replace(row, key=key, label=label, export_bytes=size)
+
+
+def _files(folder: OutFolder, exported: Mapping[str, Path]) -> dict[str, str]:
+    found = {"checkpoint": files.CHECKPOINT}
+    if "compressed" in exported:
+        found["exported model"] = exported["compressed"].name
+        found["exported original"] = exported["original"].name
+    found["report"] = files.HTML
+    found["figures"] = files.REPORT
+    found["model card"] = files.CARD
+    found["recipe"] = files.RESOLVED
+    return found
+
+
+def _resolved(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Return the resolved recipe with the weights' path written as seen from the output folder."""
+    import os
+
+    data = recipe.resolved()
+    weights = recipe.weights_path()
+    if weights is not None:
+        data["workload"]["weights"] = os.path.relpath(weights.resolve(), out.resolve())
+    return data
+
+
+def _reproduce(recipe: Recipe, registry: Registry, prepared: Prepared) -> tuple[str, ...]:
+    packages = [f"{name}=={version}" for name, version in versions({"slim-core", *registry.installed}).items()]
+    slim = [item for item in packages if item.startswith("slim-")]
+    if prepared.factory is not None:
+        return (
+            f"pip install {' '.join(slim)}",
+            "slim_core.recipe.run('recipe.resolved.yaml', 'out', workload=…)  # from Python",
+        )
+    loads = "".join(f" --load {shlex.quote(name)}" for name in _local_files(recipe, registry))
+    return (f"pip install {' '.join(slim)}", f"slim run {files.RESOLVED} -o out{loads}")
+
+
+def _local_files(recipe: Recipe, registry: Registry) -> list[str]:
+    wanted = [("models", recipe.workload.model), ("datasets", recipe.workload.data), ("tasks", recipe.workload.task)]
+    wanted += [("techniques", step.kind) for step in recipe.steps]
+    wanted += [("backends", name) for name in (recipe.measure.backends if recipe.measure else ())]
+    owners = [entry.plugin for kind, name in wanted for entry in registry.entries(kind) if entry.name == name]
+    return list(dict.fromkeys(owner for owner in owners if owner.endswith(".py")))
+
+
+def _where(row: StepRow) -> str:
+    return "original" if row.index == 0 else f"step {row.index}, {row.name}"

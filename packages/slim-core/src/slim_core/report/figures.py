@@ -1,0 +1,307 @@
+"""What the views of a report show, as plain values: no drawing here, so that tests can check the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from slim_core.report import format as fmt
+from slim_core.report.data import LatencyRow, MetricInfo, ModelRow, Report, StepRow
+
+Verdict = Literal["better", "accepted", "worse", "even", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One line of the before/after table.
+
+    Args:
+        group: ``"Quality"``, ``"Size"``, ``"Compute"`` or ``"Latency"``.
+        label: what was measured.
+        remark: how it was measured.
+        original: figure of the original, or ``None``.
+        compressed: figure of the compressed model, or ``None``.
+        unit: how the figures are written.
+        verdict: whether the compressed model is better; ``"accepted"`` is worse by no more than the recipe allows.
+        spread: half-width texts for original and compressed, where there are any.
+    """
+
+    group: str
+    label: str
+    remark: str
+    original: float | None
+    compressed: float | None
+    unit: fmt.Unit
+    verdict: Verdict
+    spread: tuple[str, str] = ("", "")
+
+    @property
+    def change(self) -> str:
+        """Return the difference as text."""
+        return fmt.change(self.original, self.compressed, self.unit)
+
+    @property
+    def factor(self) -> str:
+        """Return ``2.1× smaller``, ``1.3× slower``, … for figures where less is better; ``""`` otherwise."""
+        if self.group == "Quality" or not self.original or not self.compressed:
+            return ""
+        less, more = ("faster", "slower") if self.unit == "ms" else ("smaller", "larger")
+        if self.label == "MACs":
+            less, more = "fewer", "more"
+        ratio = self.original / self.compressed
+        if abs(ratio - 1) < 0.005:
+            return ""
+        return f"{_factor(ratio)} {less}" if ratio > 1 else f"{_factor(1 / ratio)} {more}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The model after one step, relative to the original.
+
+    Args:
+        label: the step's name.
+        seconds: how long it took.
+        figures: one entry per column of the overview, in the same order for every stage.
+    """
+
+    label: str
+    seconds: float
+    figures: tuple[StageFigure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageFigure:
+    """A figure of a stage: ``share`` of the largest one in its column, for the bar."""
+
+    column: str
+    text: str
+    share: float
+    change: str
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One curve."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Curves that share their axes."""
+
+    title: str
+    x_label: str
+    series: tuple[Series, ...]
+    percent: bool = False
+
+
+def comparisons(report: Report) -> tuple[Comparison, ...]:
+    """Return the before/after table."""
+    rows = [_metric_row(report, info) for info in report.metrics]
+    before, after = report.original, report.compressed
+    rows += [
+        _cost("Size", "Exported file", _export_remark(report), before.export_bytes, after.export_bytes, "bytes"),
+        _cost("Size", "Checkpoint", "safetensors", before.checkpoint_bytes, after.checkpoint_bytes, "bytes"),
+        _cost("Size", "Parameters", "", before.params, after.params, "count"),
+        _cost("Compute", "MACs", "per sample", before.macs, after.macs, "count"),
+        _cost(
+            "Compute",
+            "Peak activations",
+            "per sample, without reuse of buffers by the runtime",
+            before.peak_activation_bytes,
+            after.peak_activation_bytes,
+            "bytes",
+        ),
+    ]
+    rows += [latency_comparison(row) for row in report.latency]
+    return tuple(row for row in rows if row.original is not None or row.compressed is not None)
+
+
+def latency_comparison(row: LatencyRow) -> Comparison:
+    """Return the line of the table for one latency measurement."""
+    threads = f", {row.threads} thread{'s' if row.threads != 1 else ''}" if row.threads else ""
+    interval = ""
+    if row.speedup_low is not None and row.speedup_high is not None:
+        interval = f"; speed-up {row.speedup:.2f}× (95 %: {row.speedup_low:.2f}–{row.speedup_high:.2f})"
+    verdicts: dict[str, Verdict] = {"faster": "better", "slower": "worse", "even": "even"}
+    return Comparison(
+        "Latency",
+        f"{row.backend}, batch {row.batch}",
+        f"{row.runtime}{threads}{interval}",
+        row.original_ms,
+        row.compressed_ms,
+        "ms",
+        verdicts[row.verdict],
+        (f"± {fmt.milliseconds(row.original_iqr_ms / 2)}", f"± {fmt.milliseconds(row.compressed_iqr_ms / 2)}"),
+    )
+
+
+def headline(report: Report) -> str:
+    """Return the result in one sentence."""
+    parts: list[str] = []
+    rows = comparisons(report)
+    size_row = next((row for row in rows if row.label == "Exported file"), None) or next(
+        (row for row in rows if row.label == "Checkpoint"), None
+    )
+    if size_row is not None and size_row.factor:
+        parts.append(f"{size_row.factor} on disk")
+    latency = [row for row in rows if row.group == "Latency"]
+    if latency and latency[0].factor:
+        parts.append(f"{latency[0].factor} on {latency[0].label.replace(',', ' at', 1)}")
+    elif latency:
+        parts.append(f"as fast as before on {latency[0].label.replace(',', ' at', 1)}")
+    primary = next((row for row in rows if row.group == "Quality"), None)
+    if primary is not None:
+        change = primary.change
+        parts.append(f"{primary.label} {'unchanged' if change == 'no change' else change}")
+    text = ", ".join(parts)
+    return text[:1].upper() + text[1:] + "." if text else "Nothing was compared."
+
+
+def stages(report: Report) -> tuple[Stage, ...]:
+    """Return the overview of the steps: primary metric, MACs, parameters and checkpoint size after each."""
+    models = [step.after for step in report.steps]
+    columns = [_stage_column(report, models, name) for name in ("metric", "MACs", "Parameters", "Checkpoint")]
+    kept = [column for column in columns if column is not None]
+    return tuple(
+        Stage(
+            "original" if step.index == 0 else f"{step.index}. {step.name}",
+            step.seconds,
+            tuple(column[position] for column in kept),
+        )
+        for position, step in enumerate(report.steps)
+    )
+
+
+def curves(step: StepRow, metrics: Sequence[MetricInfo]) -> tuple[Chart, ...]:
+    """Return the training curves of a step: losses in one chart, each metric in one, the learning rate last."""
+    numbers: dict[str, list[tuple[float, float]]] = {}
+    for position, row in enumerate(step.history):
+        x = _number(row.get("epoch"))
+        x = float(position + 1) if x is None else x
+        for name, figure in row.items():
+            y = _number(figure)
+            if name != "epoch" and y is not None:
+                numbers.setdefault(name, []).append((x, y))
+    series = {name: Series(name, tuple(points)) for name, points in numbers.items()}
+    better = {info.name: info.higher_is_better for info in metrics}
+    losses = tuple(series[name] for name in series if name.split("_")[-1] == "loss")
+    figures = [
+        name
+        for name in series
+        if name.removeprefix("val_").removeprefix("train_") in better and series[name] not in losses
+    ]
+    charts: list[Chart] = []
+    if losses:
+        charts.append(Chart("Loss", "epoch", losses))
+    for base in better:
+        group = tuple(series[name] for name in figures if name.removeprefix("val_").removeprefix("train_") == base)
+        if group:
+            percent = better[base] and all(0 <= y <= 1 for item in group for _, y in item.points)
+            charts.append(Chart(base, "epoch", group, percent))
+    if "lr" in series:
+        charts.append(Chart("Learning rate", "epoch", (series["lr"],)))
+    return tuple(charts)
+
+
+def layer_table(layers: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Return header and rows of the figures that a technique told about layers."""
+    columns = list(dict.fromkeys(key for layer in layers for key in layer if key != "name"))
+    rows = tuple((str(layer.get("name", "")), *(plain(layer.get(column)) for column in columns)) for layer in layers)
+    return ("layer", *columns), rows
+
+
+def plain(figure: Any) -> str:
+    """Return a JSON value as short text."""
+    if figure is None:
+        return fmt.ABSENT
+    if isinstance(figure, bool):
+        return "yes" if figure else "no"
+    if isinstance(figure, int):
+        return f"{figure:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    if isinstance(figure, float):
+        return fmt.significant(figure, 4)
+    if isinstance(figure, Mapping):
+        return ", ".join(f"{key}: {plain(item)}" for key, item in figure.items())
+    if isinstance(figure, list | tuple):
+        return ", ".join(plain(item) for item in figure)
+    return str(figure)
+
+
+def is_share(info: MetricInfo, *figures: float | None) -> bool:
+    """Return whether a metric's figures are written in per cent: higher is better, and all lie in [0, 1]."""
+    known = [figure for figure in figures if figure is not None]
+    return info.higher_is_better and bool(known) and all(0 <= figure <= 1 for figure in known)
+
+
+def _metric_row(report: Report, info: MetricInfo) -> Comparison:
+    before, after = report.original.metrics.get(info.name), report.compressed.metrics.get(info.name)
+    unit: fmt.Unit = "share" if is_share(info, before, after) else "number"
+    verdict: Verdict = "unknown"
+    if before is not None and after is not None:
+        gain = after - before if info.higher_is_better else before - after
+        allowed = report.recipe.get("compare", {}).get("max_drop") if info.primary else None
+        if gain == 0:
+            verdict = "even"
+        elif gain > 0:
+            verdict = "better"
+        else:
+            verdict = "accepted" if allowed is not None and -gain <= allowed + 1e-9 else "worse"
+    remark = "higher is better" if info.higher_is_better else "lower is better"
+    return Comparison("Quality", info.name, remark, before, after, unit, verdict)
+
+
+def _cost(group: str, label: str, remark: str, before: int | None, after: int | None, unit: fmt.Unit) -> Comparison:
+    verdict: Verdict = "unknown"
+    if before is not None and after is not None:
+        verdict = "even" if before == after else "better" if after < before else "worse"
+    return Comparison(group, label, remark, before, after, unit, verdict)
+
+
+def _export_remark(report: Report) -> str:
+    export = report.recipe.get("export") or {}
+    return str(export.get("format", ""))
+
+
+def _stage_column(report: Report, models: Sequence[ModelRow], name: str) -> list[StageFigure] | None:
+    figures: list[float | None]
+    unit: fmt.Unit = "count"
+    title = name
+    if name == "metric":
+        info = next((info for info in report.metrics if info.primary), None)
+        if info is None:
+            return None
+        figures = [model.metrics.get(info.name) for model in models]
+        title, unit = info.name, "share" if is_share(info, *figures) else "number"
+    elif name == "MACs":
+        figures = [model.macs for model in models]
+    elif name == "Parameters":
+        figures = [model.params for model in models]
+    else:
+        figures, unit = [model.checkpoint_bytes for model in models], "bytes"
+    known = [abs(figure) for figure in figures if figure is not None]
+    if not known:
+        return None
+    largest = 1.0 if unit == "share" else max(known) or 1.0
+    return [
+        StageFigure(
+            title,
+            fmt.value(figure, unit),
+            0.0 if figure is None else abs(figure) / largest,
+            "" if position == 0 else fmt.change(figures[position - 1], figure, unit),
+        )
+        for position, figure in enumerate(figures)
+    ]
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:.1f}×" if ratio >= 1.95 else f"{ratio:.2f}×"
+
+
+def _number(figure: Any) -> float | None:
+    if isinstance(figure, bool) or not isinstance(figure, int | float):
+        return None
+    return float(figure)

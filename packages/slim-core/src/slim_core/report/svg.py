@@ -1,0 +1,165 @@
+"""The drawings of ``report.html``: line charts and bars as inline SVG. Their colours come from the style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+
+from slim_core.report import format as fmt
+from slim_core.report.data import ChannelRow, LatencyRow
+from slim_core.report.figures import Chart
+
+WIDTH, HEIGHT = 460.0, 220.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 10.0, 34.0
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Return about ``most`` round numbers, 1, 2 or 5 times a power of ten apart, that cover ``low`` to ``high``."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return [0.0, 1.0]
+    if high - low <= 1e-12 * max(abs(high), abs(low), 1e-12):
+        pad = abs(high) * 0.1 or 1.0
+        low, high = low - pad, high + pad
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def line_chart(chart: Chart) -> str:
+    """Return a chart of curves, with a title and a description for screen readers."""
+    points = [point for series in chart.series for point in series.points]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    y_ticks = ticks(min(ys), max(ys))
+    x_low, x_high = min(xs), max(xs)
+    if x_low == x_high:
+        x_low, x_high = x_low - 0.5, x_high + 0.5
+    x_at = _scale(x_low, x_high, _LEFT, WIDTH - _RIGHT)
+    y_at = _scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
+    parts = [_open(WIDTH, HEIGHT, _describe(chart))]
+    step = y_ticks[1] - y_ticks[0]
+    for tick in y_ticks:
+        y = y_at(tick)
+        parts.append(f'<line class="grid" x1="{_LEFT:.0f}" x2="{WIDTH - _RIGHT:.0f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<text x="{_LEFT - 8:.0f}" y="{y + 4:.1f}" text-anchor="end">{_tick(tick, step, chart.percent)}</text>'
+        )
+    whole = [tick for tick in ticks(x_low, x_high, 6) if tick == int(tick) and x_low <= tick <= x_high]
+    for tick in whole:
+        parts.append(
+            f'<text x="{x_at(tick):.1f}" y="{HEIGHT - _BOTTOM + 18:.0f}" text-anchor="middle">{tick:.0f}</text>'
+        )
+    parts.append(
+        f'<text x="{WIDTH - _RIGHT:.0f}" y="{HEIGHT - 2:.0f}" text-anchor="end">{escape(chart.x_label)}</text>'
+    )
+    for number, series in enumerate(chart.series, 1):
+        style = f" s{min(number, 4)}"
+        path = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in series.points)
+        parts.append(f'<polyline class="curve{style}" points="{path}"/>')
+        radius = 2.6 if len(series.points) <= 60 else 0.0
+        for x, y in series.points:
+            text = f"{series.name}, {chart.x_label} {x:g}: {_figure(y, chart.percent)}"
+            if radius:
+                parts.append(
+                    f'<circle class="dot{style}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="{radius}">'
+                    f"<title>{escape(text)}</title></circle>"
+                )
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def channel_bars(rows: Sequence[ChannelRow]) -> str:
+    """Return one bar per channel group: the kept part of all its channels."""
+    longest = max(len(row.name) for row in rows)
+    label = min(max(longest * 6.9, 60), 330)
+    line, right = 21.0, 150.0
+    width = 980.0
+    span = width - label - right
+    largest = max(row.total for row in rows)
+    description = f"Kept channels of {len(rows)} groups: {sum(r.kept for r in rows)} of {sum(r.total for r in rows)}"
+    parts = [_open(width, line * len(rows) + 4, description)]
+    for number, row in enumerate(rows):
+        y = number * line + 4
+        # bars are drawn to a square-root scale: a layer of 32 channels stays visible beside one of 2048
+        whole = span * math.sqrt(row.total / largest)
+        kept = whole * row.kept / row.total if row.total else 0.0
+        share = row.kept / row.total if row.total else 0.0
+        parts.append(
+            f"<g><title>{escape(row.name)}: {row.kept} of {row.total} channels kept ({fmt.percent(share, 0)})</title>"
+            f'<text class="ink" x="{label - 10:.0f}" y="{y + 12:.0f}" text-anchor="end">'
+            f"{escape(_shorten(row.name))}</text>"
+            f'<rect class="whole" x="{label:.0f}" y="{y:.0f}" width="{whole:.1f}" height="14" rx="3"/>'
+            f'<rect class="kept" x="{label:.0f}" y="{y:.0f}" width="{kept:.1f}" height="14" rx="3"/>'
+            f'<text x="{label + whole + 10:.1f}" y="{y + 12:.0f}">'
+            f"{row.kept} / {row.total} · {fmt.percent(share, 0)}</text></g>"
+        )
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def latency_bars(rows: Sequence[LatencyRow]) -> str:
+    """Return a pair of bars per measurement, each pair to its own scale, with the quartile distance as whiskers."""
+    width, label, right, height = 980.0, 210.0, 170.0, 58.0
+    span = width - label - right
+    names = "; ".join(
+        f"{row.backend} at batch {row.batch}: {fmt.milliseconds(row.original_ms)} before, "
+        f"{fmt.milliseconds(row.compressed_ms)} after"
+        for row in rows
+    )
+    parts = [_open(width, height * len(rows), f"Latency. {names}")]
+    for number, row in enumerate(rows):
+        top = number * height + 6
+        largest = max(row.original_ms + row.original_iqr_ms / 2, row.compressed_ms + row.compressed_iqr_ms / 2, 1e-12)
+        parts.append(f'<text class="ink" x="0" y="{top + 16:.0f}">{escape(_shorten(row.backend, 28))}</text>')
+        parts.append(f'<text x="0" y="{top + 33:.0f}">batch {row.batch}</text>')
+        pair = (
+            ("orig", "original", row.original_ms, row.original_iqr_ms),
+            ("kept", "compressed", row.compressed_ms, row.compressed_iqr_ms),
+        )
+        for position, (style, name, median, spread) in enumerate(pair):
+            y = top + position * 21
+            length = span * median / largest
+            low, high = span * max(median - spread / 2, 0) / largest, span * (median + spread / 2) / largest
+            parts.append(
+                f"<g><title>{name}: {fmt.milliseconds(median)}, quartile distance {fmt.milliseconds(spread)}</title>"
+                f'<rect class="{style}" x="{label:.0f}" y="{y:.0f}" width="{length:.1f}" height="16" rx="3"/>'
+                f'<line class="whisker" x1="{label + low:.1f}" x2="{label + high:.1f}" y1="{y + 8:.0f}" '
+                f'y2="{y + 8:.0f}"/><text x="{label + max(length, high) + 10:.1f}" y="{y + 13:.0f}">'
+                f"{fmt.milliseconds(median)} {name}</text></g>"
+            )
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def _open(width: float, height: float, description: str) -> str:
+    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(description, quote=True)}">'
+
+
+def _describe(chart: Chart) -> str:
+    texts = []
+    for series in chart.series:
+        first, last = series.points[0][1], series.points[-1][1]
+        texts.append(f"{series.name} from {_figure(first, chart.percent)} to {_figure(last, chart.percent)}")
+    return f"{chart.title} by {chart.x_label}: {'; '.join(texts)}"
+
+
+def _figure(value: float, percent: bool) -> str:
+    return fmt.percent(value) if percent else fmt.significant(value, 4)
+
+
+def _tick(value: float, step: float, percent: bool) -> str:
+    if percent:
+        value, step = value * 100, step * 100
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    text = f"{value:.{digits}f}" if digits <= 5 else f"{value:.1e}"
+    return (text + (" %" if percent else "")).replace("-", fmt.MINUS)
+
+
+def _shorten(name: str, most: int = 46) -> str:
+    return name if len(name) <= most else "…" + name[-(most - 1) :]

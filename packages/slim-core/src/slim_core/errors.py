@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class SlimError(Exception):
@@ -20,6 +21,10 @@ class SlimError(Exception):
         self.where = where
         self.hint = hint
         super().__init__(what, where, hint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors travel between processes; the default would call the class without its keyword arguments.
+        return _blank, (type(self), self.args), self.__dict__.copy()
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -91,6 +96,10 @@ class OutputFolderError(SlimError):
 
 class Interrupted(SlimError):
     """The user pressed Ctrl-C. ``hint`` is the command that resumes; the command line exits with 130."""
+
+
+def _blank(kind: type[SlimError], args: tuple[Any, ...]) -> SlimError:
+    return kind.__new__(kind, *args)
 
 
 def close_match(name: str, known: Iterable[str], *, most: int = 3) -> str:

@@ -1,0 +1,1 @@
+"""Factorizes linear layers into two thin ones."""

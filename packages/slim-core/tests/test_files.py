@@ -1,0 +1,109 @@
+"""Writing files: the old one or the new one, never a torn one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from slim_core.files import STAGING_SUFFIX, atomic_path, write_bytes, write_json, write_text
+
+
+def test_what_is_written_can_be_read(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"\x00\xff")
+    write_text(tmp_path / "b", "grüße\n")
+    write_json(tmp_path / "c" / "d.json", {"b": 1, "a": [1.5, None]})
+    assert (tmp_path / "a").read_bytes() == b"\x00\xff"
+    assert (tmp_path / "b").read_bytes() == "grüße\n".encode()
+    assert (tmp_path / "c" / "d.json").read_text() == '{\n  "a": [\n    1.5,\n    null\n  ],\n  "b": 1\n}\n'
+
+
+def test_json_without_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_old_file_stays_when_writing_raises(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_text("old")
+
+    def write_half() -> None:
+        with atomic_path(target) as staging:
+            staging.write_text("ne")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half()
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_target_does_not_change_before_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_text("old")
+    with atomic_path(target) as staging:
+        staging.write_text("new")
+        assert target.read_text() == "old"
+        assert staging.parent == target.parent  # a rename across file systems is not atomic
+    assert target.read_text() == "new"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_file_has_the_mode_of_any_new_file(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "x", "new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == mode
+
+
+def test_staging_files_of_dead_processes_are_swept_and_others_left(tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    names = {
+        f".x.{dead.stdout.strip()}{STAGING_SUFFIX}": False,  # its process is gone
+        f".x.1{STAGING_SUFFIX}": True,  # process 1 always lives
+        f".y.{dead.stdout.strip()}{STAGING_SUFFIX}": True,  # another target's
+        ".x.notes": True,
+    }
+    for name in names:
+        (tmp_path / name).write_text("left behind")
+    write_text(tmp_path / "x", "new")
+    assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+WRITER = """
+import sys
+from slim_core.files import write_json
+path, count = sys.argv[1], 0
+print("ready", flush=True)
+while True:
+    count += 1
+    write_json(path, {"count": count, "filler": [count] * 20000})
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
+    target = tmp_path / "state.json"
+    for attempt in range(12):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(0.02 + 0.009 * attempt)  # at different points of writing
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        if target.exists():
+            state = json.loads(target.read_text())
+            assert state["filler"] == [state["count"]] * 20000
+    assert target.exists()
+    write_json(target, {"count": 0})
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]

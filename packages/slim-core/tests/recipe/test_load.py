@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 import pytest
 from pydantic import field_validator
+
 from slim_core.errors import BudgetError, MissingExtraError, RecipeError
 from slim_core.recipe import json_schema, load_recipe
 from slim_core.registry import Registry
@@ -57,7 +58,7 @@ class Quant:
             raise MissingExtraError("target is not installed", hint="pip install target")
 
 
-@pytest.fixture()
+@pytest.fixture
 def registry():
     registry = Registry()
     registry.register("techniques", "prune.test", Prune, plugin="t")
@@ -95,7 +96,7 @@ compare: {max_drop: 0.01}
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def write(tmp_path):
     def write(text: str):
         file = tmp_path / "r.yaml"
@@ -222,29 +223,64 @@ def test_the_message_of_several_problems_tells_each(write, registry):
 @pytest.mark.parametrize(
     ("change", "what", "where", "hint"),
     [
-        (("    fit:\n      epochs: 4", "    fit:\n      epoch: 4"), "unknown key 'epoch' at steps[0].fit", 15, "'epochs'"),
+        (
+            ("    fit:\n      epochs: 4", "    fit:\n      epoch: 4"),
+            "unknown key 'epoch' at steps[0].fit",
+            15,
+            "'epochs'",
+        ),
         (("    ratio: 1", "    ration: 1"), "unknown key 'ration' at steps[0]", 13, "did you mean 'ratio'"),
         (("    name: to int8", "    nam: x"), "unknown key 'nam' at steps[1]", 17, "did you mean 'name'"),
-        (("  - kind: quant.test", "  - knd: quant.test"), "key 'kind' is missing at steps[1]", 16, "did you mean 'knd'"),
+        (
+            ("  - kind: quant.test", "  - knd: quant.test"),
+            "key 'kind' is missing at steps[1]",
+            16,
+            "did you mean 'knd'",
+        ),
         (("    budget: {macs: 0.5}\n", ""), "key 'budget' is missing at steps[0]", 9, ""),
         (("  model: t/net\n", ""), "key 'model' is missing at workload", 3, ""),
         (("ratio: 1", "ratio: '1'"), "'steps[0].ratio' must be a number, not '1'", 13, "remove the quotes"),
         (("seed: 7", "seed: true"), "'seed' must be a whole number, not True", 2, ""),
         (("seed: 7", "seed: -1"), "'seed' must be greater than or equal to 0, not -1", 2, ""),
-        (("macs: 0.5", "macs: 150%"), "budget for 'macs' asks for more than the original: '150%' at steps[0].budget", 10, ""),
-        (("macs: 0.5", "latency:x: 4ms"), "unknown cost model 'latency:x' at steps[0].budget.latency:x", 10, "slim-latency"),
-        (("{width: 2}", "{widht: 2}"), "'t/net' takes no argument 'widht' at workload.kwargs", 5, "did you mean 'width'?"),
+        (
+            ("macs: 0.5", "macs: 150%"),
+            "budget for 'macs' asks for more than the original: '150%' at steps[0].budget",
+            10,
+            "",
+        ),
+        (
+            ("macs: 0.5", "latency:x: 4ms"),
+            "unknown cost model 'latency:x' at steps[0].budget.latency:x",
+            10,
+            "slim-latency",
+        ),
+        (
+            ("{width: 2}", "{widht: 2}"),
+            "'t/net' takes no argument 'widht' at workload.kwargs",
+            5,
+            "did you mean 'width'?",
+        ),
         (("    name: to int8", "    target: away"), "target is not installed at steps[1]", 16, "pip install target"),
         (("    ratio: 1", "    importance: broken"), "importance is broken at steps[0]", 9, "mend it"),
         (("version: 1", "version: 2"), "this is a recipe of version 2; this Slim reads version 1", 1, "pip install -U"),
         (("steps:", "stpes:"), "unknown key 'stpes'", 8, "did you mean 'steps'"),
         (("    include: [a.*, b]", "    include: a.*"), "'steps[0].include' must be a list, not 'a.*'", 11, ""),
-        (("batch: [1, 32, 1]", "batch: [1, 0]"), "'measure.batch[1]' must be greater than or equal to 1, not 0", 19, ""),
-        (("batch: [1, 32, 1]", "batch: x"), "'measure.batch' must be a whole number or must be a list, not 'x'", 19, ""),
+        (
+            ("batch: [1, 32, 1]", "batch: [1, 0]"),
+            "'measure.batch[1]' must be greater than or equal to 1, not 0",
+            19,
+            "",
+        ),
+        (
+            ("batch: [1, 32, 1]", "batch: x"),
+            "'measure.batch' must be a whole number or must be a list, not 'x'",
+            19,
+            "",
+        ),
         (("workload:", "workload:\n  weights: gone.safetensors"), "there is no file '", 4, "folder of the recipe"),
         (("  data: t/data", "  data_kwargs: {a: 1}"), "'workload.data_kwargs' is given without 'workload.data'", 6, ""),
     ],
-)  # fmt: skip
+)
 def test_one_problem_names_key_line_and_remedy(write, registry, change, what, where, hint):
     assert change[0] in RECIPE
     found = problems(write(RECIPE.replace(*change)), registry)

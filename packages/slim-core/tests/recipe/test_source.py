@@ -1,6 +1,7 @@
 import time
 
 import pytest
+
 from slim_core.errors import RecipeError
 from slim_core.recipe.source import (
     MAX_BYTES,

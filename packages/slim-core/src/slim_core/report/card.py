@@ -27,8 +27,10 @@ def render_card(report: Report) -> str:
         "## Use\n",
         _use(report),
         "## Reproduce\n",
-        "```sh\n" + "\n".join(report.reproduce) + "\n```\n",
-        f"Seed {report.seed}; " + ", ".join(f"{name} {version}" for name, version in report.versions.items()) + ".\n",
+        _fenced("\n".join(" ".join(fmt.clean(line).split()) for line in report.reproduce)),
+        f"Seed {report.seed}; "
+        + _text(", ".join(f"{name} {number}" for name, number in report.versions.items()))
+        + ".\n",
         "## Limits\n",
         _limits(report),
     ]
@@ -123,9 +125,19 @@ def _limits(report: Report) -> str:
 
 def _text(value: object) -> str:
     """Escape what Markdown or HTML would read as markup, and keep the text on one line."""
-    line = " ".join(str(value).split())
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", line).replace("&", "&amp;")
+    line = " ".join(fmt.clean(value).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|#])", r"\\\1", line)
+
+
+def _versions(report: Report) -> str:
+    return ", ".join(f"{name} {number}" for name, number in report.versions.items())
+
+
+def _fenced(code: str) -> str:
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
+    return f"{fence}sh\n{code}\n{fence}\n"
 
 
 def _code(value: object) -> str:
-    return re.sub(r"[`\"\\\n\r]", "", str(value))
+    return re.sub(r"[`\"\\\n\r<>]", "", fmt.clean(value))

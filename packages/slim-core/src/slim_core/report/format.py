@@ -12,13 +12,18 @@ ABSENT = "–"
 MINUS = "\N{MINUS SIGN}"
 
 
+def clean(text: object) -> str:
+    """Return ``text`` without the control characters that could steer a terminal or break a page."""
+    return "".join(c for c in str(text) if c in "\n\t" or (ord(c) >= 32 and not 0x7F <= ord(c) < 0xA0))
+
+
 def significant(value: float, digits: int = 3) -> str:
     """Return ``value`` with ``digits`` significant digits, without an exponent where that is readable."""
     if not math.isfinite(value):
         return str(value)
     if value == 0:
         return "0"
-    magnitude = math.floor(math.log10(abs(value)))
+    magnitude = int(f"{value:.{digits - 1}e}".rpartition("e")[2])  # after rounding: 99.96 counts as 100
     if not -4 <= magnitude < 7:
         return f"{value:.{digits - 1}e}".replace("-", MINUS)
     text = f"{value:.{max(digits - 1 - magnitude, 0)}f}"

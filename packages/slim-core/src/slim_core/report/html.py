@@ -299,8 +299,7 @@ def _list(pairs: Iterable[tuple[str, str]]) -> str:
 
 def _text(value: Any) -> str:
     """Escape a text, and drop the control characters that no page may hold."""
-    clean = "".join(c for c in str(value) if c in "\n\t" or (ord(c) >= 32 and not 0x7F <= ord(c) < 0xA0))
-    return escape(clean, quote=True)
+    return escape(fmt.clean(value), quote=True)
 
 
 def _plain(value: Any) -> Any:

@@ -51,9 +51,7 @@ def line_chart(chart: Chart) -> str:
         parts.append(
             f'<text x="{x_at(tick):.1f}" y="{HEIGHT - _BOTTOM + 18:.0f}" text-anchor="middle">{tick:.0f}</text>'
         )
-    parts.append(
-        f'<text x="{WIDTH - _RIGHT:.0f}" y="{HEIGHT - 2:.0f}" text-anchor="end">{escape(chart.x_label)}</text>'
-    )
+    parts.append(f'<text x="{WIDTH - _RIGHT:.0f}" y="{HEIGHT - 2:.0f}" text-anchor="end">{_text(chart.x_label)}</text>')
     for number, series in enumerate(chart.series, 1):
         style = f" s{min(number, 4)}"
         path = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in series.points)
@@ -64,7 +62,7 @@ def line_chart(chart: Chart) -> str:
             if radius:
                 parts.append(
                     f'<circle class="dot{style}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="{radius}">'
-                    f"<title>{escape(text)}</title></circle>"
+                    f"<title>{_text(text)}</title></circle>"
                 )
     parts.append("</svg>")
     return "".join(parts)
@@ -87,9 +85,9 @@ def channel_bars(rows: Sequence[ChannelRow]) -> str:
         kept = whole * row.kept / row.total if row.total else 0.0
         share = row.kept / row.total if row.total else 0.0
         parts.append(
-            f"<g><title>{escape(row.name)}: {row.kept} of {row.total} channels kept ({fmt.percent(share, 0)})</title>"
+            f"<g><title>{_text(row.name)}: {row.kept} of {row.total} channels kept ({fmt.percent(share, 0)})</title>"
             f'<text class="ink" x="{label - 10:.0f}" y="{y + 12:.0f}" text-anchor="end">'
-            f"{escape(_shorten(row.name))}</text>"
+            f"{_text(_shorten(row.name))}</text>"
             f'<rect class="whole" x="{label:.0f}" y="{y:.0f}" width="{whole:.1f}" height="14" rx="3"/>'
             f'<rect class="kept" x="{label:.0f}" y="{y:.0f}" width="{kept:.1f}" height="14" rx="3"/>'
             f'<text x="{label + whole + 10:.1f}" y="{y + 12:.0f}">'
@@ -112,7 +110,7 @@ def latency_bars(rows: Sequence[LatencyRow]) -> str:
     for number, row in enumerate(rows):
         top = number * height + 6
         largest = max(row.original_ms + row.original_iqr_ms / 2, row.compressed_ms + row.compressed_iqr_ms / 2, 1e-12)
-        parts.append(f'<text class="ink" x="0" y="{top + 16:.0f}">{escape(_shorten(row.backend, 28))}</text>')
+        parts.append(f'<text class="ink" x="0" y="{top + 16:.0f}">{_text(_shorten(row.backend, 28))}</text>')
         parts.append(f'<text x="0" y="{top + 33:.0f}">batch {row.batch}</text>')
         pair = (
             ("orig", "original", row.original_ms, row.original_iqr_ms),
@@ -133,12 +131,16 @@ def latency_bars(rows: Sequence[LatencyRow]) -> str:
     return "".join(parts)
 
 
+def _text(value: str) -> str:
+    return escape(fmt.clean(value), quote=True)
+
+
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
 def _open(width: float, height: float, description: str) -> str:
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(description, quote=True)}">'
+    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{_text(description)}">'
 
 
 def _describe(chart: Chart) -> str:

@@ -11,6 +11,7 @@ from slim_core.report.data import Report
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.text import Text
 
 _STYLE = {"better": "green", "worse": "red", "accepted": "", "even": "dim", "unknown": "dim"}
 
@@ -23,7 +24,7 @@ def render_terminal(report: Report, *, folder: str | None = None) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left", title=Text(report.title, style="bold"))
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left", title=_text(report.title, style="bold"))
     table.add_column("")
     table.add_column("original", justify="right", no_wrap=True)
     table.add_column("compressed", justify="right", no_wrap=True)
@@ -32,7 +33,7 @@ def render_terminal(report: Report, *, folder: str | None = None) -> Group:
     for _, members in groupby(figures.comparisons(report), key=lambda row: row.group):
         for row in members:
             table.add_row(
-                Text(row.label),
+                _text(row.label),
                 fmt.value(row.original, row.unit),
                 Text(fmt.value(row.compressed, row.unit), style="bold"),
                 row.change,
@@ -42,17 +43,23 @@ def render_terminal(report: Report, *, folder: str | None = None) -> Group:
     parts: list[RenderableType] = [table]
     runtimes = dict.fromkeys(row.runtime for row in report.latency)
     device = f"{report.device}" + (f"; {', '.join(runtimes)}" if runtimes else "")
-    parts.append(Padding(Text(f"Measured on {device}", style="dim"), (0, 0, 0, 1)))
+    parts.append(Padding(_text(f"Measured on {device}", style="dim"), (0, 0, 0, 1)))
     for note in (note for note in report.notes if note.level == "bad"):
-        line = Text(f"worse: {note.text}", style="red")
+        line = _text(f"worse: {note.text}", style="red")
         if note.hint:
-            line.append(f"\n       {note.hint}", style="default")
+            line.append(fmt.clean(f"\n       {note.hint}"), style="default")
         parts.append(Padding(line, (0, 0, 0, 1)))
     others = sum(note.level == "warning" for note in report.notes)
     if others:
         text = f"{others} note{'s' if others > 1 else ''} on what was left alone or skipped: see the report"
         parts.append(Padding(Text(text, style="yellow"), (0, 0, 0, 1)))
-    parts.append(Padding(Text(figures.headline(report), style="bold"), (1, 0, 0, 1)))
+    parts.append(Padding(_text(figures.headline(report), style="bold"), (1, 0, 0, 1)))
     if folder is not None:
         parts.append(Padding(Text(f"Report: {folder}/report.html"), (0, 0, 0, 1)))
     return Group(*parts)
+
+
+def _text(text: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(fmt.clean(text), style=style)

@@ -1,0 +1,131 @@
+from dataclasses import replace
+
+import pytest
+
+from slim_core.report import ModelRow, StepRow, figures
+
+
+def rows(report):
+    return {row.label: row for row in figures.comparisons(report)}
+
+
+def test_the_table_has_the_figures_that_were_put_in(report):
+    table = rows(report)
+    assert [(label, row.original, row.compressed) for label, row in table.items()] == [
+        ("top1", 0.98, 0.975),
+        ("loss", pytest.approx(0.02), pytest.approx(0.025)),
+        ("Exported file", 4_100_000, 410_000),
+        ("Checkpoint", 4_000_000, 400_000),
+        ("Parameters", 1_000_000, 400_000),
+        ("MACs", 20_000_000, 10_000_000),
+        ("Peak activations", 2_000_000, 1_000_000),
+        ("ort, batch 1", 2.0, 0.5),
+        ("eager, batch 32", 10.0, 20.0),
+    ]
+
+
+def test_changes_and_factors_are_computed_from_them(report):
+    table = rows(report)
+    assert (table["top1"].change, table["top1"].factor) == ("−0.50 points", "")
+    assert (table["Exported file"].change, table["Exported file"].factor) == ("−90.0 %", "10.0× smaller")
+    assert (table["Parameters"].change, table["Parameters"].factor) == ("−60.0 %", "2.5× smaller")
+    assert table["MACs"].factor == "2.0× fewer"
+    assert table["ort, batch 1"].factor == "4.0× faster"
+    assert (table["eager, batch 32"].change, table["eager, batch 32"].factor) == ("+100.0 %", "2.0× slower")
+    assert table["ort, batch 1"].spread == ("± 0.100 ms", "± 50.0 µs")
+
+
+def test_verdicts(report):
+    table = rows(report)
+    assert table["top1"].verdict == "accepted"  # half a point lost, one is allowed
+    assert table["loss"].verdict == "worse"
+    assert table["Exported file"].verdict == "better"
+    assert table["ort, batch 1"].verdict == "better"
+    assert table["eager, batch 32"].verdict == "worse"
+
+
+def test_a_metric_that_lost_more_than_allowed_is_worse(report):
+    recipe = {**report.recipe, "compare": {"max_drop": 0.004}}
+    assert rows(replace(report, recipe=recipe))["top1"].verdict == "worse"
+
+
+def test_latency_says_runtime_threads_and_interval(report):
+    remark = rows(report)["ort, batch 1"].remark
+    assert remark == "ort 1.2, 1 thread; speed-up 4.00× (95 %: 3.80–4.20)"
+
+
+def test_figures_that_nobody_knows_are_left_out(report):
+    bare = ModelRow("x", "x", {}, None, None, None)
+    table = rows(replace(report, original=bare, compressed=bare, latency=(), metrics=()))
+    assert table == {}
+
+
+def test_the_headline_tells_size_speed_and_metric(report):
+    assert figures.headline(report) == "10.0× smaller on disk, 4.0× faster on ort at batch 1, top1 −0.50 points."
+
+
+def test_the_headline_calls_a_slower_model_slower(report):
+    slow = replace(report, latency=report.latency[1:])
+    assert "2.0× slower on eager at batch 32" in figures.headline(slow)
+
+
+def test_the_headline_of_an_empty_report(report):
+    bare = ModelRow("x", "x", {}, None, None, None)
+    assert (
+        figures.headline(replace(report, original=bare, compressed=bare, latency=(), metrics=()))
+        == "Nothing was compared."
+    )
+
+
+def test_stages_follow_the_steps(report):
+    stages = figures.stages(report)
+    assert [(stage.label, stage.seconds) for stage in stages] == [
+        ("original", 60.0),
+        ("1. prune.test", 60.0),
+        ("2. to int8", 5.0),
+    ]
+    macs = [next(item for item in stage.figures if item.column == "MACs") for stage in stages]
+    assert [(item.text, item.share, item.change) for item in macs] == [
+        ("20.0 M", 1.0, ""),
+        ("10.0 M", 0.5, "−50.0 %"),
+        ("10.0 M", 0.5, "no change"),
+    ]
+    top1 = [next(item for item in stage.figures if item.column == "top1") for stage in stages]
+    assert [(item.text, item.share) for item in top1] == [("98.00 %", 0.98), ("97.00 %", 0.97), ("97.50 %", 0.975)]
+
+
+def test_curves_hold_the_history(report):
+    loss, top1, rate = figures.curves(report.steps[0], report.metrics)
+    assert [series.name for series in loss.series] == ["loss", "val_loss"]
+    assert loss.series[0].points == ((1, 1.0), (2, 0.5), (4, 0.25))
+    assert loss.series[1].points == ((1, 2.0), (2, 1.0), (4, 0.5))
+    assert top1.series[0].points == ((1, 0.5), (2, 0.75), (4, 0.875))
+    assert top1.percent
+    assert rate.title == "Learning rate"
+
+
+def test_history_without_numbers_draws_nothing():
+    row = ModelRow("x", "x", {}, None, None, None)
+    step = StepRow(1, "k", "n", 0.0, None, row, history=({"epoch": 1, "loss": None, "word": "x", "flag": True},))
+    assert figures.curves(step, ()) == ()
+
+
+def test_layer_tables_take_all_columns():
+    header, lines = figures.layer_table([{"name": "a", "bits": 8}, {"name": "b", "sqnr": 31.234567, "kept": None}])
+    assert header == ("layer", "bits", "sqnr", "kept")
+    assert lines == (("a", "8", "–", "–"), ("b", "–", "31.23", "–"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (True, "yes"),
+        (12345, "12\N{NARROW NO-BREAK SPACE}345"),
+        (0.5, "0.5000"),
+        ({"a": 1}, "a: 1"),
+        ([1, "b"], "1, b"),
+    ],
+)
+def test_details_are_short_text(value, text):
+    assert figures.plain(value) == text

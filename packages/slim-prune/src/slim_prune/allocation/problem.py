@@ -1,0 +1,117 @@
+"""What every allocation works on: groups with permitted counts, bounds, and the cost of a choice.
+
+Costs come from the core's cost models on the resized graph, so nothing is rebuilt and nothing is counted in two ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from slim_core.graph.cost import CostModel
+
+from slim_core.budget import Bound
+from slim_core.errors import BudgetError
+from slim_core.graph import resize_graph
+from slim_core.graph.types import ChannelGroup, Coupling
+from slim_prune.allocation.grid import Grid
+
+#: Room for the rounding of a float bound: a cost this little above the limit still meets it.
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A group that an allocation decides about.
+
+    Args:
+        group: the channel group.
+        grid: the counts that it may keep.
+        ratio: the share of units to keep that the user fixed, or ``None``.
+    """
+
+    group: ChannelGroup
+    grid: Grid
+    ratio: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.group.name
+
+    def at(self, ratio: float) -> int:
+        """Return the permitted count nearest to ``ratio`` (or to the ratio that the user fixed)."""
+        return self.grid.nearest((self.ratio if self.ratio is not None else ratio) * self.group.units)
+
+
+class Problem:
+    """Groups to decide about, bounds to meet, and the costs of a decision.
+
+    Args:
+        coupling: the analysis.
+        choices: the groups that may be pruned.
+        models: cost models by name: those of the bounds, and any others to report.
+        bounds: what must hold.
+        remark: why the rest of the model cannot be touched, for the error of an unreachable budget.
+    """
+
+    def __init__(
+        self,
+        coupling: Coupling,
+        choices: Sequence[Choice],
+        models: Mapping[str, CostModel],
+        bounds: Sequence[Bound],
+        remark: str = "",
+    ) -> None:
+        self.choices = tuple(choices)
+        self.bounds = tuple(bounds)
+        self.remark = remark
+        self._coupling = coupling
+        self._models = dict(models)
+        self._names = [choice.name for choice in choices]
+        self._memo: dict[tuple[int, ...], dict[str, float]] = {}
+        self.original = {name: float(model.total(coupling.graph)) for name, model in self._models.items()}
+        self._memo[tuple(choice.group.units for choice in choices)] = self.original
+        self.limits = {bound.cost: bound.limit(self.original[bound.cost]) for bound in self.bounds}
+
+    def everything(self) -> dict[str, int]:
+        """Return the choice that keeps all units."""
+        return {choice.name: choice.group.units for choice in self.choices}
+
+    def at(self, ratio: float) -> dict[str, int]:
+        """Return the choice that keeps about ``ratio`` of every group without a fixed ratio."""
+        return {choice.name: choice.at(ratio) for choice in self.choices}
+
+    def costs(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """Return the cost of a choice by cost model. Remembered, because allocations come back to the same ones."""
+        key = tuple(counts[name] for name in self._names)
+        if key not in self._memo:
+            kept = {name: np.arange(counts[name], dtype=np.int64) for name in self._names}
+            graph = resize_graph(self._coupling, kept)
+            self._memo[key] = {name: float(model.total(graph)) for name, model in self._models.items()}
+        return self._memo[key]
+
+    def meets(self, counts: Mapping[str, int]) -> bool:
+        """Return whether a choice meets every bound."""
+        costs = self.costs(counts)
+        return all(costs[name] <= limit * (1 + _SLACK) for name, limit in self.limits.items())
+
+    def tightness(self, counts: Mapping[str, int]) -> float:
+        """Return the cost over its limit of the tightest bound: 1 is spot on, above 1 is too much."""
+        costs = self.costs(counts)
+        return max((costs[name] / limit for name, limit in self.limits.items()), default=0.0)
+
+    def require_reachable(self) -> None:
+        """Raise ``BudgetError`` when even the smallest permitted choice breaks a bound; says what is reachable."""
+        smallest = self.at(0.0)
+        costs = self.costs(smallest)
+        for bound in self.bounds:
+            least, original = costs[bound.cost], self.original[bound.cost]
+            if least > self.limits[bound.cost] * (1 + _SLACK):
+                raise BudgetError(
+                    f"the budget {bound} cannot be reached: the smallest model that may be made has "
+                    f"{least:,.6g} of {original:,.6g} {bound.cost} ({least / original:.1%})",
+                    where=self.remark or None,
+                    hint=f"ask for at least {least / original:.4f}, widen include, narrow exclude, or lower "
+                    "round_to, min_channels or the fixed ratios",
+                )

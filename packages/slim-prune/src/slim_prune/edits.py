@@ -1,0 +1,204 @@
+"""Shape edits as data: which indices of which tensors stay, and which module attributes change with them.
+
+Here: the values, their validation against a model, and how they are written (one pool of index arrays, because many
+tensors share one). Not here: carrying them out (``surgery.py``), deciding them (``planning.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from slim_core.graph.types import Coupling
+from slim_prune.errors import PlanError
+from slim_prune.schema import EditsData
+
+Size = int | tuple[int, ...]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorEdit:
+    """The indices of one dimension of one parameter or buffer that stay.
+
+    Args:
+        name: state-dict name (the first, when tied).
+        dim: the dimension.
+        total: its size before.
+        kept: the indices that stay, ascending, int64.
+    """
+
+    name: str
+    dim: int
+    total: int
+    kept: Indices
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, TensorEdit)
+            and (self.name, self.dim, self.total) == (other.name, other.dim, other.total)
+            and np.array_equal(self.kept, other.kept)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def removed(self) -> Indices:
+        mask = np.ones(self.total, dtype=bool)
+        mask[self.kept] = False
+        return np.flatnonzero(mask)
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeEdit:
+    """A size that a module remembers as an attribute, before and after."""
+
+    module: str
+    name: str
+    before: Size
+    after: Size
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """Everything that changes when channels are removed."""
+
+    tensors: tuple[TensorEdit, ...]
+    attributes: tuple[AttributeEdit, ...]
+
+    def by_tensor(self) -> dict[str, list[TensorEdit]]:
+        """Return the edits of each tensor, one per dimension."""
+        found: dict[str, list[TensorEdit]] = {}
+        for edit in self.tensors:
+            found.setdefault(edit.name, []).append(edit)
+        return found
+
+
+def tensor_edits(coupling: Coupling, kept: Mapping[str, Indices]) -> tuple[TensorEdit, ...]:
+    """Return what stays of every dimension that loses something, for kept unit numbers per group."""
+    masks: dict[tuple[str, int], NDArray[np.bool_]] = {}
+    shapes = {name: value.shape for value in coupling.graph.values for name in value.names}
+    for group in coupling.groups:
+        if group.name not in kept or len(kept[group.name]) == group.units:
+            continue
+        lost = np.ones(group.units, dtype=bool)
+        lost[kept[group.name]] = False
+        for member in group.members:
+            key = (member.name, member.dim)
+            if key not in masks:
+                masks[key] = np.ones(shapes[member.name][member.dim], dtype=bool)
+            masks[key][member.indices[lost].reshape(-1)] = False
+    return tuple(
+        TensorEdit(name, dim, len(mask), np.flatnonzero(mask).astype(np.int64)) for (name, dim), mask in masks.items()
+    )
+
+
+def attribute_edits(before: nn.Module, after: nn.Module) -> tuple[AttributeEdit, ...]:
+    """Return the sizes (integers, tuples of integers) that differ between two models of the same structure."""
+    edits = []
+    shrunk = dict(after.named_modules())
+    for path, module in before.named_modules():
+        now = vars(shrunk[path])
+        for name, old in vars(module).items():
+            new = now.get(name, old)
+            if new is not old and is_size(old) and is_size(new) and old != new:
+                edits.append(AttributeEdit(path, name, _plain(old), _plain(new)))
+    return tuple(edits)
+
+
+def is_size(value: object) -> bool:
+    """Return whether ``value`` is an integer or a tuple of integers (booleans are neither)."""
+    if isinstance(value, tuple):
+        return bool(value) and all(type(item) is int for item in value)
+    return type(value) is int
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers by name, every name of a tied one."""
+    return {
+        **dict(model.named_buffers(remove_duplicate=False)),
+        **dict(model.named_parameters(remove_duplicate=False)),
+    }
+
+
+def check_fits(edits: Edits, model: nn.Module) -> None:
+    """Check that ``edits`` can be carried out on ``model``, before anything is touched.
+
+    Raises:
+        PlanError: a name, a size or an attribute is not what the edits expect.
+    """
+    state, modules = state_of(model), dict(model.named_modules())
+    for edit in edits.tensors:
+        where = f"{edit.name}, dimension {edit.dim}"
+        if edit.name not in state:
+            raise PlanError(f"the model has no parameter or buffer '{edit.name}'", where=type(model).__name__)
+        shape = tuple(state[edit.name].shape)
+        if not 0 <= edit.dim < len(shape) or shape[edit.dim] != edit.total:
+            raise PlanError(f"the plan expects {edit.total} indices, and the shape is {shape}", where=where)
+        check_indices(edit.kept, edit.total, where)
+    for attribute in edits.attributes:
+        where = f"{attribute.module}.{attribute.name}"
+        module = modules.get(attribute.module)
+        if module is None or attribute.name not in vars(module):
+            raise PlanError("the model has no such module attribute", where=where)
+        value = vars(module)[attribute.name]
+        if not is_size(value) or _plain(value) != attribute.before:
+            raise PlanError(f"the plan expects {attribute.before}, and the attribute is {value!r}", where=where)
+
+
+def check_indices(kept: Indices, total: int, where: str) -> None:
+    """Check that ``kept`` is ascending, without duplicates, within ``[0, total)`` and not empty."""
+    if kept.ndim != 1 or kept.size == 0:
+        raise PlanError("no index is kept", where=where)
+    if kept[0] < 0 or kept[-1] >= total or bool(np.any(np.diff(kept) <= 0)):
+        raise PlanError(f"kept indices must be ascending, unique and within 0..{total - 1}", where=where)
+
+
+def encode(edits: Edits) -> tuple[dict[str, Any], dict[str, Indices]]:
+    """Return the edits as JSON values and the pool of index arrays that they refer to by short name."""
+    pool: dict[bytes, str] = {}
+    arrays: dict[str, Indices] = {}
+    tensors = []
+    for edit in edits.tensors:
+        key = edit.kept.tobytes()
+        if key not in pool:
+            pool[key] = f"kept{len(pool)}"
+            arrays[pool[key]] = edit.kept
+        tensors.append({"name": edit.name, "dim": edit.dim, "total": edit.total, "kept": pool[key]})
+    attributes = [
+        {"module": a.module, "name": a.name, "before": _listed(a.before), "after": _listed(a.after)}
+        for a in edits.attributes
+    ]
+    return {"tensors": tensors, "attributes": attributes}, arrays
+
+
+def decode(data: EditsData, arrays: Mapping[str, Indices]) -> Edits:
+    """Return the edits that :func:`encode` wrote.
+
+    Raises:
+        PlanError: an index array is missing.
+    """
+    tensors = []
+    for item in data.tensors:
+        if item.kept not in arrays:
+            raise PlanError(f"there is no index array '{item.kept}'", where=item.name)
+        tensors.append(TensorEdit(item.name, item.dim, item.total, arrays[item.kept]))
+    attributes = [AttributeEdit(a.module, a.name, _sized(a.before), _sized(a.after)) for a in data.attributes]
+    return Edits(tuple(tensors), tuple(attributes))
+
+
+def _plain(value: Any) -> Size:
+    return tuple(value) if isinstance(value, tuple) else int(value)
+
+
+def _listed(value: Size) -> int | list[int]:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _sized(value: int | Sequence[int]) -> Size:
+    return value if isinstance(value, int) else tuple(value)

@@ -1,0 +1,22 @@
+"""The hook that slim-prune adds. Other plugins implement it with ``slim_core.hookimpl``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from slim_core.registry import Register
+
+hookspec = pluggy.HookspecMarker("slim")
+
+
+@hookspec
+def slim_register_importances(register: Register) -> None:
+    """Register importance criteria by name: functions ``(group, tensors) -> scores``, one score per unit.
+
+    See :mod:`slim_prune.importance` for the contract.
+
+    .. versionadded:: 0.1
+    """

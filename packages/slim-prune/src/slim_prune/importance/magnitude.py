@@ -1,0 +1,24 @@
+"""Magnitude criteria: small weights first.
+
+Li et al. 2017, "Pruning Filters for Efficient ConvNets", arXiv:1608.08710, over all members of the channel group as in
+Fang et al. 2023, "DepGraph: Towards Any Structural Pruning", arXiv:2301.12900.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from slim_core.graph.types import ChannelGroup
+from slim_prune.importance.aggregate import Normalize, over_members, per_index
+
+
+def l1(group: ChannelGroup, tensors: Mapping[str, Tensor], *, normalize: Normalize = "mean") -> Tensor:
+    """Sum of absolute weights: ``(units,)``."""
+    return over_members(group, tensors, lambda tensor, dim: per_index(tensor, dim, 1), normalize=normalize)
+
+
+def l2(group: ChannelGroup, tensors: Mapping[str, Tensor], *, normalize: Normalize = "mean") -> Tensor:
+    """Euclidean norm of the weights: ``(units,)``. Several indices of one unit add their norms."""
+    return over_members(group, tensors, lambda tensor, dim: per_index(tensor, dim, 2), normalize=normalize)

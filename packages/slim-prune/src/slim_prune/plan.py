@@ -1,0 +1,329 @@
+"""``PrunePlan``: what to remove, as pure data, and the verbs on it: show, compare, save, apply, mask, roll back.
+
+Not here: how a plan is made (``planning.py``), the surgery itself (``surgery.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+from torch.optim import Optimizer
+
+from slim_core import files
+from slim_core.workload import Transform
+from slim_prune.edits import Edits, Indices, check_indices, decode, encode, state_of
+from slim_prune.errors import PlanError
+from slim_prune.masking import masked, masked_copy
+from slim_prune.record import to_transform
+from slim_prune.rollback import Rollback
+from slim_prune.schema import FORMAT, VERSION, PlanData, read
+from slim_prune.signature import check_forward
+from slim_prune.surgery import Ema, copy_and_operate, operate
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupPlan:
+    """One channel group and what stays of it.
+
+    Args:
+        name: the group's name: the path of the first module that makes its channels.
+        units: how many units it has.
+        channels_per_unit: how many channels of the making layers one unit is.
+        kept: the units that stay, ascending.
+    """
+
+    name: str
+    units: int
+    channels_per_unit: int
+    kept: Indices
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDifference:
+    """A group that two plans treat differently: how many units each keeps, and how many both keep."""
+
+    name: str
+    units: int
+    first: int
+    second: int
+    common: int
+
+
+@dataclass(frozen=True, eq=False)
+class PrunePlan:
+    """What to remove from one model. Data only: it can be read, compared, written to JSON and applied later.
+
+    Args:
+        model_class: the planned model's class name.
+        groups: every channel group that the plan was allowed to touch.
+        edits: the kept indices of every dimension that shrinks, and the attributes that change with them.
+        shapes: the shapes of the model's parameters and buffers, which :meth:`apply` requires.
+        ties: names that stand for one tensor.
+        importance: name of the criterion.
+        allocation: name of the allocation.
+        budget: the budget as it was asked.
+        before: costs of the model by cost model.
+        after: costs of the pruned model.
+        inputs: description of the example inputs, for the check of the pruned model; ``None`` when there is none.
+        outputs: shapes of the model's output tensors on these inputs.
+        notes: one line for everything that was left alone, rounded otherwise, or reached in another way.
+    """
+
+    model_class: str
+    groups: tuple[GroupPlan, ...]
+    edits: Edits
+    shapes: Mapping[str, tuple[int, ...]]
+    ties: tuple[tuple[str, ...], ...] = ()
+    importance: str = ""
+    allocation: str = ""
+    budget: Mapping[str, float | int | str] = field(default_factory=dict)
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+    inputs: Any = None
+    outputs: tuple[tuple[int, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> dict[str, Indices]:
+        """The kept units by group name."""
+        return {group.name: group.kept for group in self.groups}
+
+    # --- looking at it ---
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Return one row per group: ``{"name", "kept", "total"}``, in channels of the layers that make it."""
+        return [
+            {
+                "name": group.name,
+                "kept": len(group.kept) * group.channels_per_unit,
+                "total": group.units * group.channels_per_unit,
+            }
+            for group in self.groups
+        ]
+
+    def show(self) -> RenderableType:
+        """Return the plan as a table for ``rich``: costs before and after, channels per group, notes."""
+        from slim_prune.show import table
+
+        return table(self)
+
+    def diff(self, other: PrunePlan) -> list[GroupDifference]:
+        """Return the groups of which this plan and ``other`` keep different units.
+
+        Raises:
+            PlanError: the plans are for different models.
+        """
+        if self.shapes != other.shapes:
+            raise PlanError("the plans are for different models: parameter names or shapes differ")
+        mine, theirs = {g.name: g for g in self.groups}, {g.name: g for g in other.groups}
+        rows = []
+        for name in dict.fromkeys([*mine, *theirs]):
+            units = (mine.get(name) or theirs[name]).units
+            first, second = (
+                plans[name].kept if name in plans else np.arange(units, dtype=np.int64) for plans in (mine, theirs)
+            )
+            if not np.array_equal(first, second):
+                rows.append(GroupDifference(name, units, len(first), len(second), len(np.intersect1d(first, second))))
+        return rows
+
+    # --- using it ---
+
+    def check(self, model: nn.Module) -> None:
+        """Check that this plan was made for a model like ``model``: names, shapes, ties. Touches nothing.
+
+        Raises:
+            PlanError: says the first difference.
+        """
+        shapes = {name: tuple(tensor.shape) for name, tensor in state_of(model).items()}
+        hint = "a plan fits the model that it was made for; make a new plan for this one"
+        for name, shape in self.shapes.items():
+            if name not in shapes:
+                raise PlanError(
+                    f"the model has no '{name}', which the plan expects", where=type(model).__name__, hint=hint
+                )
+            if shapes[name] != shape:
+                raise PlanError(f"the plan expects shape {shape}, the model has {shapes[name]}", where=name, hint=hint)
+        for name in shapes:
+            if name not in self.shapes:
+                raise PlanError(
+                    f"the model has '{name}', which the plan does not know", where=type(model).__name__, hint=hint
+                )
+        if ties_of(model) != self.ties:
+            raise PlanError(
+                "other tensors are tied in the model than in the plan", where=type(model).__name__, hint=hint
+            )
+
+    def apply(
+        self, model: nn.Module, *, inplace: bool = False, optimizer: Optimizer | None = None, ema: Ema | None = None
+    ) -> nn.Module:
+        """Return the pruned model: the same class, with smaller layers.
+
+        The model is checked against the plan before anything is touched, and a shadow of the result is run on meta
+        tensors.
+
+        Args:
+            model: the model that the plan was made for, or one like it.
+            inplace: edit ``model`` itself; its parameters stay the same objects. Otherwise a copy is made.
+            optimizer: the model's optimizer, whose state is cut with the parameters (needs ``inplace``).
+            ema: a moving average of the weights, a module or tensors by name, cut alike (needs ``inplace``).
+
+        Raises:
+            PlanError: the plan does not fit; ``model`` is untouched then.
+        """
+        self._check_before(model)
+        if inplace:
+            operate(model, self.edits, optimizer=optimizer, ema=ema)
+            pruned = model
+        elif optimizer is not None or ema is not None:
+            raise PlanError(
+                "an optimizer or EMA belongs to the very model that it was made for, and a copy was asked",
+                hint="pass inplace=True",
+            )
+        else:
+            pruned = copy_and_operate(model, self.edits)
+        self._check_after(pruned)
+        return pruned
+
+    def apply_reversibly(
+        self, model: nn.Module, *, optimizer: Optimizer | None = None, ema: Ema | None = None
+    ) -> Rollback:
+        """Prune ``model`` in place and return what undoes it, bit for bit.
+
+        ``with plan.apply_reversibly(model): ...`` undoes it at the end of the block.
+
+        Raises:
+            PlanError: the plan does not fit; ``model`` is untouched then.
+        """
+        self._check_before(model)
+        rollback = Rollback(model, self.edits, optimizer=optimizer, ema=ema)
+        self._check_after(model)
+        return rollback
+
+    def mask(self, model: nn.Module) -> nn.Module:
+        """Return a copy of ``model`` at full size in which everything that the plan removes is zero.
+
+        It computes what the pruned model computes.
+        """
+        self.check(model)
+        return masked_copy(model, self.edits)
+
+    def masked(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Mask ``model`` itself inside a ``with`` block; the very same bits come back at its end."""
+        self.check(model)
+        return masked(model, self.edits)
+
+    def transform(self) -> Transform:
+        """Return the plan as the record that goes into a checkpoint (kind ``prune.channels``)."""
+        return to_transform(self.edits, importance=self.importance, allocation=self.allocation, groups=self.summary())
+
+    # --- writing it ---
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        edits, arrays = encode(self.edits)
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "model_class": self.model_class,
+            "importance": self.importance,
+            "allocation": self.allocation,
+            "budget": dict(self.budget),
+            "before": dict(self.before),
+            "after": dict(self.after),
+            "groups": [
+                {"name": g.name, "units": g.units, "channels_per_unit": g.channels_per_unit, "kept": g.kept.tolist()}
+                for g in self.groups
+            ],
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "ties": [list(names) for names in self.ties],
+            "edits": edits,
+            "indices": {name: array.tolist() for name, array in arrays.items()},
+            "inputs": self.inputs,
+            "outputs": [list(shape) for shape in self.outputs],
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, *, where: str | None = None) -> PrunePlan:
+        """Return the plan that :meth:`to_json` wrote.
+
+        Raises:
+            PlanError: ``data`` is not a valid plan; names the key.
+        """
+        plan = read(PlanData, data, where)
+        groups = []
+        for group in plan.groups:
+            kept = np.array(group.kept, dtype=np.int64)
+            check_indices(kept, group.units, f"group '{group.name}'")
+            groups.append(GroupPlan(group.name, group.units, group.channels_per_unit, kept))
+        arrays = {name: np.array(array, dtype=np.int64) for name, array in plan.indices.items()}
+        edits = decode(plan.edits, arrays)
+        for edit in edits.tensors:
+            check_indices(edit.kept, edit.total, f"{edit.name}, dimension {edit.dim}")
+        return cls(
+            model_class=plan.model_class,
+            groups=tuple(groups),
+            edits=edits,
+            shapes={name: tuple(shape) for name, shape in plan.shapes.items()},
+            ties=tuple(tuple(names) for names in plan.ties),
+            importance=plan.importance,
+            allocation=plan.allocation,
+            budget=plan.budget,
+            before=plan.before,
+            after=plan.after,
+            inputs=plan.inputs,
+            outputs=tuple(tuple(shape) for shape in plan.outputs),
+            notes=tuple(plan.notes),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to ``path`` as JSON; a kill leaves the old file or the new one."""
+        files.write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PrunePlan:
+        """Read a plan.
+
+        Raises:
+            PlanError: the file is not there, is not JSON, or is not a valid plan.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PlanError(f"the plan cannot be read: {error}", where=str(path)) from None
+        return cls.from_json(data, where=str(path))
+
+    def _check_before(self, model: nn.Module) -> None:
+        self.check(model)
+        if self.inputs is not None:
+            check_forward(model, self.edits, self.inputs, self.outputs)
+
+    def _check_after(self, pruned: nn.Module) -> None:
+        """The shapes must be the planned ones: a guard against modules that hide or replace their tensors."""
+        expected = {name: list(shape) for name, shape in self.shapes.items()}
+        aliases = {name: names for names in self.ties for name in names}
+        for edit in self.edits.tensors:
+            for name in aliases.get(edit.name, (edit.name,)):
+                expected[name][edit.dim] = len(edit.kept)
+        for name, tensor in state_of(pruned).items():
+            if list(tensor.shape) != expected[name]:
+                raise PlanError(f"pruned to shape {tuple(tensor.shape)} instead of {tuple(expected[name])}", where=name)
+
+
+def ties_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Return the names that stand for one tensor, for each tensor with several names."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in state_of(model).items():
+        names.setdefault(id(tensor), []).append(name)
+    return tuple(sorted(tuple(sorted(same)) for same in names.values() if len(same) > 1))

@@ -1,0 +1,88 @@
+"""The layout of written plans and of the checkpoint transform, as strict pydantic models: every key is checked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+
+from slim_core.technique import StrictConfig
+from slim_prune.errors import PlanError
+
+FORMAT = "slim.prune.plan"
+VERSION = 1
+
+SizeData = PositiveInt | Annotated[list[PositiveInt], Field(min_length=1, max_length=16)]
+Name = Annotated[str, Field(max_length=1024)]
+
+
+class TensorEditData(StrictConfig):
+    """One dimension of one tensor; ``kept`` names an index array."""
+
+    name: Name
+    dim: Annotated[int, Field(ge=0, le=15)]
+    total: PositiveInt
+    kept: Name
+
+
+class AttributeEditData(StrictConfig):
+    """One size that a module remembers."""
+
+    module: Name
+    name: Name
+    before: SizeData
+    after: SizeData
+
+
+class EditsData(StrictConfig):
+    """What :func:`slim_prune.edits.encode` writes."""
+
+    tensors: list[TensorEditData]
+    attributes: list[AttributeEditData]
+
+
+class GroupData(StrictConfig):
+    """One channel group and the units of it that stay."""
+
+    name: Name
+    units: PositiveInt
+    channels_per_unit: PositiveInt
+    kept: list[NonNegativeInt]
+
+
+class PlanData(StrictConfig):
+    """A whole plan."""
+
+    format: Literal["slim.prune.plan"]
+    version: Literal[1]
+    model_class: Name
+    importance: str
+    allocation: str
+    budget: dict[str, float | int | str]
+    before: dict[str, FiniteFloat]
+    after: dict[str, FiniteFloat]
+    groups: list[GroupData]
+    shapes: dict[str, list[NonNegativeInt]]
+    ties: list[list[Name]]
+    edits: EditsData
+    indices: dict[str, list[NonNegativeInt]]
+    inputs: Any = None
+    outputs: list[list[NonNegativeInt]] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read(model: type[M], data: Any, where: str | None = None) -> M:
+    """Validate ``data``; the error names the first key that is wrong.
+
+    Raises:
+        PlanError: ``data`` does not have this layout.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise PlanError(f"this is not a pruning plan that can be read: {key}: {first['msg']}", where=where) from None

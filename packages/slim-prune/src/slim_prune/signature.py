@@ -1,0 +1,145 @@
+"""What a model takes and gives, as JSON values, and running a model on meta tensors of that signature.
+
+Here: describing inputs, and the check that a shrunken model still runs and still gives outputs of the same shapes.
+The check works on a *shadow*: the same module objects' attributes over meta tensors, which shares nothing with the
+user's model that a forward pass could change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slim_core.tensors import DTYPE_BYTES
+from slim_core.workload import call, tensors_of
+from slim_prune.edits import Edits
+from slim_prune.errors import PlanError
+from slim_prune.surgery import operate
+
+
+def describe(inputs: Any, model: nn.Module) -> Any:
+    """Return ``inputs`` (nested tuples, lists and mappings of tensors and plain values) as JSON, tensors as shapes.
+
+    The model's own floating dtype goes with them, so that a plan made in float32 also checks the model in float64.
+    Returns ``None`` where something in the inputs is neither tensor nor plain value.
+    """
+    try:
+        return {"inputs": _describe(inputs), "floating": _floating(model)}
+    except TypeError:
+        return None
+
+
+def meta_inputs(description: Any, model: nn.Module) -> Any:
+    """Return inputs of meta tensors for what :func:`describe` returned, in the floating dtype of ``model``.
+
+    Raises:
+        PlanError: the description is malformed.
+    """
+    match description:
+        case {"inputs": inputs, "floating": str() | None as floating}:
+            return _made(inputs, {floating: _floating(model)})
+    raise PlanError("the plan's input signature is malformed", where="inputs")
+
+
+def _made(description: Any, dtypes: Mapping[Any, Any]) -> Any:
+    match description:
+        case {"tensor": [*shape], "dtype": str(dtype)} if dtype in DTYPE_BYTES and all(type(s) is int for s in shape):
+            return torch.empty(shape, dtype=getattr(torch, dtypes.get(dtype) or dtype), device="meta")
+        case {"tuple": [*items]}:
+            return tuple(_made(item, dtypes) for item in items)
+        case {"list": [*items]}:
+            return [_made(item, dtypes) for item in items]
+        case {"mapping": dict(items)}:
+            return {str(name): _made(item, dtypes) for name, item in items.items()}
+        case {"value": None | bool() | int() | float() | str() as plain}:
+            return plain
+    raise PlanError("the plan's input signature is malformed", where="inputs")
+
+
+def shadow(model: nn.Module) -> nn.Module:
+    """Return a model of the same structure, attributes and ties over meta tensors. Nothing is deep-copied."""
+    modules: dict[int, nn.Module] = {}
+    tensors: dict[int, Tensor] = {}
+
+    def tensor(original: Tensor | None) -> Tensor | None:
+        if original is None:
+            return None
+        if id(original) not in tensors:
+            empty = torch.empty_like(original, device="meta")
+            tensors[id(original)] = (
+                nn.Parameter(empty, requires_grad=False) if isinstance(original, nn.Parameter) else empty
+            )
+        return tensors[id(original)]
+
+    def module(original: nn.Module | None) -> nn.Module | None:
+        if original is None:
+            return None
+        if id(original) not in modules:
+            copied = original.__class__.__new__(original.__class__)
+            modules[id(original)] = copied
+            inside = vars(copied)
+            inside.update(vars(original))
+            inside["_parameters"] = {name: tensor(item) for name, item in original._parameters.items()}
+            inside["_buffers"] = {name: tensor(item) for name, item in original._buffers.items()}
+            inside["_modules"] = {name: module(item) for name, item in original._modules.items()}
+            inside["training"] = False
+        return modules[id(original)]
+
+    copied = module(model)
+    assert copied is not None  # noqa: S101  # for the type checker: the model is one
+    return copied
+
+
+def check_forward(
+    model: nn.Module, edits: Edits, inputs: Any, outputs: Sequence[Sequence[int]], *, what: str = "the pruned model"
+) -> None:
+    """Run the shadow of the pruned model on meta tensors and compare the shapes of its outputs.
+
+    Args:
+        model: the model before pruning; it is not touched.
+        edits: what to carry out on its shadow.
+        inputs: the description of its inputs.
+        outputs: the shapes that its output tensors must have.
+        what: the subject of the error.
+
+    Raises:
+        PlanError: the pruned model does not run, or gives other shapes.
+    """
+    pruned = shadow(model)
+    operate(pruned, edits)
+    try:
+        with torch.no_grad():
+            shapes = [list(tensor.shape) for tensor in tensors_of(call(pruned, meta_inputs(inputs, model)))]
+    except PlanError:
+        raise
+    except Exception as error:  # the user's forward may raise anything
+        raise PlanError(
+            f"{what} does not run: {type(error).__name__}: {error}",
+            hint="exclude the modules that this line of the model uses, and plan again",
+        ) from error
+    if shapes != [list(shape) for shape in outputs]:
+        raise PlanError(f"{what} gives outputs of shapes {shapes} instead of {[list(shape) for shape in outputs]}")
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, Mapping):
+        return {"mapping": {str(name): _describe(item) for name, item in value.items()}}
+    if isinstance(value, tuple):
+        return {"tuple": [_describe(item) for item in value]}
+    if isinstance(value, list):
+        return {"list": [_describe(item) for item in value]}
+    if value is None or type(value) in (bool, int, float, str):
+        return {"value": value}
+    raise TypeError(type(value).__name__)
+
+
+def _floating(model: nn.Module) -> str | None:
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return str(parameter.dtype).removeprefix("torch.")
+    return None

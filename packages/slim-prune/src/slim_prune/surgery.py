@@ -1,0 +1,180 @@
+"""Carrying out shape edits: on modules and their attributes, on optimizer state, on EMA copies.
+
+Tensors keep their identity: a parameter stays the same ``nn.Parameter`` object with smaller data, so ties hold, and
+optimizers, schedulers and a user's own lists go on referring to it. Not here: deciding what to remove, undoing
+(``rollback.py``).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from slim_prune.edits import Edits, TensorEdit, check_fits, state_of
+from slim_prune.errors import PlanError
+
+#: What may hold a second copy of the weights: a module of the same structure, or tensors by name.
+Ema = nn.Module | Mapping[str, Tensor]
+
+
+def operate(model: nn.Module, edits: Edits, *, optimizer: Optimizer | None = None, ema: Ema | None = None) -> None:
+    """Carry out ``edits`` on ``model`` in place, and on what belongs to it. Everything is checked first.
+
+    Args:
+        model: the model.
+        edits: the shape edits.
+        optimizer: its optimizer; state tensors of a parameter's shape (momentum, Adam's moments) are cut alike.
+        ema: a moving average of the weights: a module of the same structure, or tensors by name.
+
+    Raises:
+        PlanError: something does not fit; nothing has been changed then.
+    """
+    check_fits(edits, model)
+    averaged = averaged_tensors(ema, edits)
+    if optimizer is not None:
+        check_optimizer(model, edits, optimizer)
+    state = state_of(model)
+    for name, cuts in edits.by_tensor().items():
+        tensor = state[name]
+        if optimizer is not None and isinstance(tensor, nn.Parameter):
+            _cut_optimizer_state(optimizer, tensor, cuts)
+        _cut_tensor(tensor, cuts)
+        if name in averaged:
+            _cut_tensor(averaged[name], cuts)
+    for target in (model, *modules_of(ema)):
+        _set_attributes(target, edits)
+
+
+def copy_and_operate(model: nn.Module, edits: Edits) -> nn.Module:
+    """Return a smaller deep copy of ``model``; what is removed is never copied.
+
+    Raises:
+        PlanError: something does not fit.
+    """
+    check_fits(edits, model)
+    state = state_of(model)
+    memo: dict[int, Any] = {}
+    for name, cuts in edits.by_tensor().items():
+        tensor = state[name]
+        data = sliced(tensor.detach(), cuts)
+        if isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(data, requires_grad=tensor.requires_grad)
+        else:
+            memo[id(tensor)] = data
+    smaller = copy.deepcopy(model, memo)
+    _set_attributes(smaller, edits)
+    return smaller
+
+
+def sliced(tensor: Tensor, cuts: list[TensorEdit]) -> Tensor:
+    """Return a new tensor that holds what ``cuts`` keep of ``tensor``, in the same memory format."""
+    if tensor.is_meta:
+        shape = list(tensor.shape)
+        for cut in cuts:
+            shape[cut.dim] = len(cut.kept)
+        return tensor.new_empty(shape)
+    channels_last = _is_channels_last(tensor)
+    for cut in sorted(cuts, key=lambda cut: len(cut.kept) / cut.total):
+        tensor = tensor.index_select(cut.dim, torch.from_numpy(cut.kept).to(tensor.device))
+    return tensor.contiguous(memory_format=torch.channels_last) if channels_last else tensor.contiguous()
+
+
+def set_data(tensor: Tensor, data: Tensor) -> None:
+    """Give ``tensor`` other data of any shape; it stays the same object.
+
+    Autograd's accumulator of a parameter remembers its shape for as long as an old graph (a loss that is still
+    referenced) is alive. Passing through another dtype makes PyTorch forget it.
+    """
+    if tensor.requires_grad and tensor.is_leaf:
+        other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
+        tensor.data = tensor.data.new_empty(0, dtype=other)
+    tensor.data = data
+
+
+def averaged_tensors(ema: Ema | None, edits: Edits) -> dict[str, Tensor]:
+    """Return the tensors of an EMA by the model's names (``AveragedModel`` puts ``module.`` before them).
+
+    Raises:
+        PlanError: a tensor that would be cut has another shape there.
+    """
+    if ema is None:
+        return {}
+    state = state_of(ema) if isinstance(ema, nn.Module) else dict(ema)
+    found: dict[str, Tensor] = {}
+    for name, cuts in edits.by_tensor().items():
+        tensor = state.get(name, state.get(f"module.{name}"))
+        if tensor is None:
+            continue  # an EMA of the parameters alone holds no buffers
+        if any(tensor.dim() <= cut.dim or tensor.shape[cut.dim] != cut.total for cut in cuts):
+            raise PlanError(f"the EMA's shape {tuple(tensor.shape)} is not the model's", where=name)
+        found[name] = tensor
+    if edits.tensors and not found:
+        raise PlanError("the EMA holds none of the model's tensors", hint="pass the EMA that was made from this model")
+    return found
+
+
+def modules_of(ema: Ema | None) -> Iterator[nn.Module]:
+    """Yield the module of an EMA whose paths are the model's, if it is a module."""
+    if isinstance(ema, nn.Module):
+        yield ema.module if isinstance(ema, torch.optim.swa_utils.AveragedModel) else ema
+
+
+def check_optimizer(model: nn.Module, edits: Edits, optimizer: Optimizer) -> None:
+    """Check that the state of every parameter that is cut can be cut with it.
+
+    Raises:
+        PlanError: the optimizer is another model's, or keeps state that has another shape than the parameter.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    state = state_of(model)
+    cut = {name: state[name] for name in edits.by_tensor() if isinstance(state[name], nn.Parameter)}
+    if cut and not any(id(parameter) in held for parameter in cut.values()):
+        raise PlanError(
+            "the optimizer holds none of the parameters that are cut",
+            hint="pass the optimizer that was made for this very model object, and inplace=True",
+        )
+    for name, parameter in cut.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if not _cuttable(value, parameter):
+                raise PlanError(
+                    f"{type(optimizer).__name__} keeps state '{key}' of another shape than the parameter",
+                    where=name,
+                    hint="make a new optimizer after pruning",
+                )
+
+
+def _cuttable(value: Any, parameter: Tensor) -> bool:
+    if isinstance(value, Tensor):
+        return value.shape == parameter.shape or value.numel() <= 1
+    return not isinstance(value, list | tuple | dict) or not value
+
+
+def _cut_optimizer_state(optimizer: Optimizer, parameter: Tensor, cuts: list[TensorEdit]) -> None:
+    state = optimizer.state.get(parameter, {})
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            state[key] = sliced(value, cuts)
+
+
+def _cut_tensor(tensor: Tensor, cuts: list[TensorEdit]) -> None:
+    gradient = tensor.grad if tensor.is_leaf else None
+    if gradient is not None:
+        tensor.grad = None
+    set_data(tensor, sliced(tensor.detach(), cuts))
+    if gradient is not None:
+        tensor.grad = sliced(gradient, cuts)
+
+
+def _set_attributes(model: nn.Module, edits: Edits) -> None:
+    modules = dict(model.named_modules())
+    for edit in edits.attributes:
+        setattr(modules[edit.module], edit.name, edit.after)
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()

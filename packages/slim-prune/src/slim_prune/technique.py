@@ -1,0 +1,72 @@
+"""The recipe step ``prune.uniform``: plan under a budget, cut, fine-tune if asked."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from slim_core.technique import Run, StepResult, StrictConfig
+from slim_core.training.config import FitConfig
+from slim_core.workload import Workload
+from slim_prune.planning import plan
+
+
+class UniformConfig(StrictConfig):
+    """Configuration of ``prune.uniform``.
+
+    Attributes:
+        budget: bounds by cost model, shares or figures: ``{macs: 0.5}``, ``{params: 1.2M}``; several hold at once.
+        importance: the criterion's name, or a mapping with ``name`` and its options.
+        include: globs over module paths that may be pruned; empty: all.
+        exclude: globs over module paths that may not be touched.
+        ratios: shares of channels to keep by glob, fixed before the budget is met with the rest.
+        round_to: kept channels are a multiple of this.
+        min_channels: the least that a layer keeps, for all layers or by glob.
+        fit: fine-tuning after the cut; ``null``: none.
+    """
+
+    budget: dict[str, float | int | str] | None = None
+    importance: str | dict[str, Any] = "l1"
+    include: list[str] = Field(default_factory=list)
+    exclude: list[str] = Field(default_factory=list)
+    ratios: dict[str, float] = Field(default_factory=dict)
+    round_to: int = Field(8, ge=1)
+    min_channels: int | dict[str, int] = 1
+    fit: FitConfig | None = None
+
+
+class UniformPruning:
+    """Remove the least important channels, nearly the same share of every layer."""
+
+    name: ClassVar[str] = "prune.uniform"
+    Config: ClassVar[type[UniformConfig]] = UniformConfig
+
+    def run(self, workload: Workload, config: UniformConfig, run: Run) -> StepResult:
+        planned = plan(
+            workload.model,
+            workload.example_inputs,
+            config.budget,
+            importance=config.importance,
+            include=config.include,
+            exclude=config.exclude,
+            ratios=config.ratios,
+            round_to=config.round_to,
+            min_channels=config.min_channels,
+            registry=run.registry,
+        )
+        run.folder.mkdir(parents=True, exist_ok=True)
+        planned.save(run.folder / "plan.json")
+        pruned = workload.with_model(planned.apply(workload.model), planned.transform())
+        details: dict[str, Any] = {
+            "channels": planned.summary(),
+            "before": dict(planned.before),
+            "after": dict(planned.after),
+        }
+        if config.fit is not None:
+            from slim_core.training import fit
+
+            result = fit(pruned, config.fit, run=run, inplace=True)
+            pruned = result.workload
+            details["history"] = [dict(row) for row in result.history]
+        return StepResult(pruned, details, planned.notes)

@@ -28,7 +28,8 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 inputs, targets = torch.randn(101, 1, 8, 8), torch.randint(0, 4, (101,))  # the last batch has one sample
 model = nn.Sequential(
-    nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(1), nn.Linear(32, 4))
+    nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(),
+    nn.AdaptiveAvgPool2d(2), nn.Flatten(1), nn.Linear(32, 4))
 train = TensorSource(inputs, targets, 20, shuffle=True, seed=2)
 val = TensorSource(inputs[:37], targets[:37], 9)
 config = FitConfig(epochs=3, lr=0.05, ema=0.9, clip_norm=1.0, mixup=0.1, device="cpu")

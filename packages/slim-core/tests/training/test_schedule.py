@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -48,4 +50,4 @@ def test_warmup_reaches_the_top_and_the_rate_never_rises_again():
     scales = [lr_scale(config, step, 5) for step in range(50)]
     assert scales[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
     assert scales[10] == 1.0
-    assert all(a >= b for a, b in zip(scales[10:], scales[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(scales[10:]))

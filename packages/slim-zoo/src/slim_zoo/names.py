@@ -25,3 +25,6 @@ MODELS = (
     "vgg19",
     "vgg19_bn",
 )
+
+#: Recipes, as files in ``recipes/``.
+RECIPES: tuple[str, ...] = ("mobilenet_v1-digits", "mobilenet_v1-fashion-mnist")

@@ -22,7 +22,7 @@ class Normalize:
     std: float
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        return pictures.float().sub_(self.mean).mul_(1 / self.std)
+        return (pictures.float() - self.mean).mul_(1 / self.std)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,9 @@ class _Snapshot:
         self._module = module
         self._attributes = dict(module.__dict__)
         self._class = type(module)
-        self._contents = [(value, value.copy()) for value in self._attributes.values() if type(value) in (dict, list, set)]
+        self._contents = [
+            (value, value.copy()) for value in self._attributes.values() if type(value) in (dict, list, set)
+        ]
 
     def restore(self) -> None:
         if type(self._module) is not self._class:

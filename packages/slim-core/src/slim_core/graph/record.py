@@ -297,7 +297,9 @@ class Recorder(TorchDispatchMode):
                 args = (*args[: info.device], torch.device("meta"), *args[info.device + 1 :])
             elif kwargs.get("device") is not None or not has_tensor:
                 kwargs = {**kwargs, "device": torch.device("meta")}
-        if any(isinstance(leaf, Tensor) and leaf.device.type != "meta" for leaf in pytree.arg_tree_leaves(*args, **kwargs)):
+        if any(
+            isinstance(leaf, Tensor) and leaf.device.type != "meta" for leaf in pytree.arg_tree_leaves(*args, **kwargs)
+        ):
             args, kwargs = pytree.tree_map_only(Tensor, self._twin, (args, kwargs))
         return args, kwargs
 

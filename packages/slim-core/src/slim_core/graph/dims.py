@@ -1,0 +1,255 @@
+"""``couple``: which indices of which parameters live and die together.
+
+Every index of every parameter dimension has a label; the rules say which labels are equal; the classes of equal labels
+are the units, and units of the same make form a channel group. Here: running the rules and building the groups.
+The rules themselves are in ``rules/``, the proof that groups can be removed is in ``probe.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slim_core.errors import PluginError
+from slim_core.graph.classes import components
+from slim_core.graph.rules import builtin_rules, find_rule
+from slim_core.graph.rules.base import Context, Rule, Site, UnsupportedError
+from slim_core.graph.types import ChannelGroup, Coupling, Frozen, Graph, Member, SourceLine, Value
+
+Ints = NDArray[np.int64]
+
+_UNUSED = "is not used by the forward"
+_BUFFER = "belongs to buffers only"
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A coupling, and what it takes to try another reading of ambiguous operators."""
+
+    coupling: Coupling
+    sites: Mapping[int, Site]
+    classes: Ints  # of each label
+    frozen: NDArray[np.bool_]  # of each class
+
+    def stuck(self) -> list[int]:
+        """Return the ambiguous operators whose labels are all frozen under the reading that was taken."""
+        return [node for node, site in self.sites.items() if self.frozen[self.classes[site.labels]].all()]
+
+    def touching(self, classes: Ints) -> list[int]:
+        """Return the ambiguous operators that have a part in any of ``classes``."""
+        wanted = np.zeros(len(self.frozen), dtype=np.bool_)
+        wanted[classes] = True
+        return [node for node, site in self.sites.items() if wanted[self.classes[site.labels]].any()]
+
+
+def couple(graph: Graph, rules: Mapping[str, Rule] | None = None) -> Coupling:
+    """Derive the channel groups of a recording.
+
+    Args:
+        graph: what :func:`record` returned.
+        rules: rules by operator name (default: the core's). An operator without a rule freezes what it touches.
+    """
+    return derive(graph, rules).coupling
+
+
+def derive(
+    graph: Graph, rules: Mapping[str, Rule] | None = None, choices: Mapping[int, int] | None = None
+) -> Derivation:
+    """Derive the channel groups under the given readings of ambiguous operators."""
+    context = Context(graph, choices)
+    state = [value for value in graph.values if value.kind in ("parameter", "buffer")]
+    for value in state:
+        context.labels_of(value.index)
+    _apply(graph, builtin_rules() if rules is None else rules, context)
+    for index in graph.outputs:
+        for labels in context.labels_of(index):
+            context.freeze(labels, "is an output of the model")
+    return _Builder(graph, context, state).derivation()
+
+
+def _apply(graph: Graph, rules: Mapping[str, Rule], context: Context) -> None:
+    cache: dict[str, Rule | None] = {}
+    for node in graph.nodes:
+        context.node = node
+        if node.op not in cache:
+            cache[node.op] = find_rule(rules, node.op)
+        rule = cache[node.op]
+        if rule is None or "out" in node.args:
+            context.freeze_all(f"operator {node.op} has no rule")
+            continue
+        try:
+            rule(node, context)
+        except UnsupportedError as error:
+            context.freeze_all(str(error))
+        except Exception as error:
+            raise PluginError(
+                f"the coupling rule of {node.op} fails: {type(error).__name__}: {error}",
+                where=str(node.source) if node.source else None,
+                hint=f"the rule is {rule.__module__}.{getattr(rule, '__qualname__', rule)}",
+            ) from error
+
+
+class _Builder:
+    """Turns labels, equalities and frozen labels into groups."""
+
+    def __init__(self, graph: Graph, context: Context, state: list[Value]) -> None:
+        self.graph, self.context = graph, context
+        self.classes = components(context.count, context.equal)
+        self.count = int(self.classes.max()) + 1 if context.count else 0
+        #: every parameter dimension that has labels: value, dimension, class of each index
+        self.ranges: list[tuple[Value, int, Ints]] = [
+            (value, dim, self.classes[labels])
+            for value in state
+            for dim, labels in enumerate(context.labels_of(value.index))
+            if labels is not None
+        ]
+
+    def derivation(self) -> Derivation:
+        reason, reasons = self._reasons()
+        frozen = reason >= 0
+        groups, unit_classes = self._groups(~frozen)
+        labels = self._value_classes()
+        entries = self._frozen_entries(reason, reasons)
+        coupling = Coupling(self.graph, groups, entries, labels, unit_classes)
+        return Derivation(coupling, self.context.sites, self.classes, frozen)
+
+    def _reasons(self) -> tuple[Ints, list[tuple[str, SourceLine | None]]]:
+        """Return the number of the reason that freezes each class (-1: none, -2 counted as frozen but not reported)."""
+        reasons: list[tuple[str, SourceLine | None]] = []
+        reason = np.full(self.count, -1, dtype=np.int64)
+        has_parameter = np.zeros(self.count, dtype=np.bool_)
+        for value, _, classes in self.ranges:
+            if value.kind == "parameter":
+                has_parameter[classes] = True
+        reasons.append((_BUFFER, None))
+        reason[~has_parameter] = 0
+        reasons.append((_UNUSED, None))
+        for value, _, classes in self.ranges:
+            if value.index not in self.context.used:
+                reason[classes] = 1
+        for labels, text, node in reversed(self.context.frozen):
+            reasons.append((text, self.graph.nodes[node].source if node < len(self.graph.nodes) else None))
+            reason[self.classes[labels]] = len(reasons) - 1
+        self.structural = len(reasons)
+        reasons.append(("", None))
+        for labels in self.context.structural:
+            classes = self.classes[labels]
+            reason[classes[reason[classes] < 0]] = self.structural
+        return reason, reasons
+
+    def _groups(self, free: NDArray[np.bool_]) -> tuple[tuple[ChannelGroup, ...], dict[str, Ints]]:
+        generator = np.random.Generator(np.random.PCG64(0))
+        keys = generator.integers(1, 2**62, size=len(self.ranges), dtype=np.uint64)
+        signature = np.zeros(self.count, dtype=np.uint64)
+        open_ranges = []
+        for number, (_, _, classes) in enumerate(self.ranges):
+            mask = free[classes]
+            if not mask.any():
+                continue
+            counts = np.bincount(classes, minlength=0).astype(np.uint64)
+            signature[: len(counts)] += counts * keys[number]
+            open_ranges.append(number)
+        inexact = np.zeros(self.count, dtype=np.bool_)
+        for labels in self.context.statistics:
+            inexact[self.classes[labels]] = True
+        units = np.flatnonzero(free & (signature != 0))
+        made: dict[int, _Draft] = {}
+        by_signature: dict[int, Ints] = {}
+        if len(units):
+            order = np.argsort(signature[units], kind="stable")
+            ordered = signature[units][order]
+            starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+            for part in np.split(units[order], starts[1:]):
+                by_signature[int(signature[part[0]])] = part
+        for number in open_ranges:
+            value, dim, classes = self.ranges[number]
+            for key in dict.fromkeys(int(s) for s in np.unique(signature[classes[free[classes]]])):
+                draft = made.setdefault(key, _Draft(by_signature[key]))
+                draft.add(value, dim, classes, self.context.roles.get((value.index, dim), "per_channel"))
+        return self._name(list(made.values()), inexact)
+
+    def _name(
+        self, drafts: list[_Draft], inexact: NDArray[np.bool_]
+    ) -> tuple[tuple[ChannelGroup, ...], dict[str, Ints]]:
+        groups: list[ChannelGroup] = []
+        unit_classes: dict[str, Ints] = {}
+        for draft in drafts:
+            members = draft.members()
+            made_by = next((m for m in members if m.kind == "out"), members[0])
+            base = made_by.module or made_by.name
+            name, number = base, 1
+            while name in unit_classes:
+                number += 1
+                name = f"{base}:{number}"
+            groups.append(ChannelGroup(name, len(draft.units), members, not bool(inexact[draft.units].any())))
+            unit_classes[name] = draft.units
+        return tuple(groups), unit_classes
+
+    def _value_classes(self) -> tuple[tuple[Ints | None, ...], ...]:
+        seen: dict[int, tuple[Ints, Ints]] = {}
+
+        def classes(labels: Ints | None) -> Ints | None:
+            if labels is None:
+                return None
+            known = seen.get(id(labels))
+            if known is None:
+                known = seen[id(labels)] = (labels, self.classes[labels])
+            return known[1]
+
+        return tuple(tuple(classes(d) for d in self.context.labels_of(v.index)) for v in self.graph.values)
+
+    def _frozen_entries(self, reason: Ints, reasons: list[tuple[str, SourceLine | None]]) -> tuple[Frozen, ...]:
+        entries: list[Frozen] = []
+        for value, dim, classes in self.ranges:
+            own = reason[classes]
+            own = own[(own >= 0) & (own != self.structural)]
+            if len(own) == 0:
+                continue
+            counted: dict[tuple[str, SourceLine | None], int] = {}
+            for number, count in zip(*np.unique(own, return_counts=True), strict=True):
+                key = reasons[int(number)]
+                counted[key] = counted.get(key, 0) + int(count)
+            entries += [Frozen(value.names[0], dim, count, text, source) for (text, source), count in counted.items()]
+        return tuple(entries)
+
+
+class _Draft:
+    """A group in the making."""
+
+    def __init__(self, units: Ints) -> None:
+        self.units = units
+        self._parts: list[tuple[Value, int, Ints, str]] = []
+
+    def add(self, value: Value, dim: int, classes: Ints, role: str) -> None:
+        self._parts.append((value, dim, classes, role))
+
+    def members(self) -> tuple[Member, ...]:
+        """Order the units by their first index in the dimension that makes the channels, and list all members."""
+        lead = next((part for part in self._parts if part[3] == "out"), self._parts[0])
+        first = self._table(lead[2])[:, 0]
+        self.units = self.units[np.argsort(first, kind="stable")]
+        return tuple(
+            Member(value.names[0], dim, self._table(classes), role, value.names[0].rpartition(".")[0])  # type: ignore[arg-type]
+            for value, dim, classes, role in self._parts
+        )
+
+    def _table(self, classes: Ints) -> Ints:
+        """Return the indices of each unit: ``(units, multiplicity)``, ascending in each row."""
+        ranks = np.full(max(int(classes.max()), int(self.units.max())) + 1, -1, dtype=np.int64)
+        ranks[self.units] = np.arange(len(self.units))
+        rank = ranks[classes]
+        own = np.flatnonzero(rank >= 0)
+        order = np.argsort(rank[own], kind="stable")
+        return own[order].reshape(len(self.units), -1)
+
+
+def rules_of(registry: Any | None) -> Mapping[str, Rule]:
+    """Return the core's rules, with those that plugins registered on top."""
+    rules = dict(builtin_rules())
+    if registry is not None:
+        rules |= {name: registry.get("op_rules", name) for name in registry.names("op_rules")}
+    return rules

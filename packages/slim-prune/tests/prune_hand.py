@@ -8,7 +8,7 @@ from torch import nn
 
 from slim_core.graph.types import ChannelGroup, Coupling, Graph, Member
 from slim_prune.edits import AttributeEdit, Edits, TensorEdit
-from slim_prune.plan import GroupPlan, PrunePlan, ties_of
+from slim_prune.prune_plan import GroupPlan, PrunePlan, ties_of
 from slim_prune.signature import describe
 
 

@@ -83,7 +83,7 @@ def plan_command(
 @click.pass_obj
 def show_command(app: Any, plan: Path) -> None:
     """Show a written plan: costs before and after, channels per group, notes."""
-    from slim_prune.plan import PrunePlan
+    from slim_prune.prune_plan import PrunePlan
 
     _emit(app, PrunePlan.load(plan))
 

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slim_core.graph.attributes import attribute_edits
+from slim_core.graph.shrink import cuts_of
 from slim_core.graph.types import Coupling
 from slim_prune.errors import PlanError
 from slim_prune.schema import EditsData
@@ -79,36 +81,26 @@ class Edits:
         return found
 
 
-def tensor_edits(coupling: Coupling, kept: Mapping[str, Indices]) -> tuple[TensorEdit, ...]:
-    """Return what stays of every dimension that loses something, for kept unit numbers per group."""
-    masks: dict[tuple[str, int], NDArray[np.bool_]] = {}
-    shapes = {name: value.shape for value in coupling.graph.values for name in value.names}
-    for group in coupling.groups:
-        if group.name not in kept or len(kept[group.name]) == group.units:
-            continue
-        lost = np.ones(group.units, dtype=bool)
-        lost[kept[group.name]] = False
-        for member in group.members:
-            key = (member.name, member.dim)
-            if key not in masks:
-                masks[key] = np.ones(shapes[member.name][member.dim], dtype=bool)
-            masks[key][member.indices[lost].reshape(-1)] = False
-    return tuple(
-        TensorEdit(name, dim, len(mask), np.flatnonzero(mask).astype(np.int64)) for (name, dim), mask in masks.items()
+def edits_of(model: nn.Module, coupling: Coupling, kept: Mapping[str, Indices]) -> Edits:
+    """Return what changes when ``kept`` (unit numbers by group name) stays. The model is not changed.
+
+    Args:
+        model: the model that ``coupling`` was derived from.
+        coupling: the analysis.
+        kept: kept unit numbers; a group that it does not name stays whole.
+    """
+    shapes = {value.names[0]: value.shape for value in coupling.graph.values if value.kind in ("parameter", "buffer")}
+    tensors = tuple(
+        TensorEdit(name, dim, shapes[name][dim], indices.astype(np.int64))
+        for name, dims in cuts_of(coupling, kept).items()
+        for dim, indices in dims.items()
     )
-
-
-def attribute_edits(before: nn.Module, after: nn.Module) -> tuple[AttributeEdit, ...]:
-    """Return the sizes (integers, tuples of integers) that differ between two models of the same structure."""
-    edits = []
-    shrunk = dict(after.named_modules())
-    for path, module in before.named_modules():
-        now = vars(shrunk[path])
-        for name, old in vars(module).items():
-            new = now.get(name, old)
-            if new is not old and is_size(old) and is_size(new) and old != new:
-                edits.append(AttributeEdit(path, name, _plain(old), _plain(new)))
-    return tuple(edits)
+    paths = {id(module): path for path, module in model.named_modules()}
+    attributes = tuple(
+        AttributeEdit(paths[id(module)], name, _plain(getattr(module, name)), _plain(value))
+        for (_, name), (module, value) in attribute_edits(model, coupling, kept).items()
+    )
+    return Edits(tensors, attributes)
 
 
 def is_size(value: object) -> bool:

@@ -10,7 +10,8 @@ from torch import nn
 
 from slim_core.budget import parse_budget
 from slim_core.errors import BudgetError, PatternError
-from slim_core.graph import analyse, shrink
+from slim_core.graph import analyse
+from slim_core.graph.isolate import unwrap
 from slim_core.graph.types import ChannelGroup, Coupling
 from slim_core.workload import Inputs
 from slim_prune import importance as importances
@@ -18,10 +19,10 @@ from slim_prune.allocation.grid import channels_per_unit, grid
 from slim_prune.allocation.problem import Choice, Problem
 from slim_prune.allocation.uniform import uniform
 from slim_prune.costs import cost_models
-from slim_prune.edits import Edits, Indices, attribute_edits, state_of, tensor_edits
-from slim_prune.plan import GroupPlan, PrunePlan, ties_of
+from slim_prune.edits import Indices, edits_of, state_of
+from slim_prune.prune_plan import GroupPlan, PrunePlan, ties_of
 from slim_prune.selection import by_pattern, check_patterns, select
-from slim_prune.signature import check_forward, describe, shadow
+from slim_prune.signature import check_forward, describe
 
 if TYPE_CHECKING:
     from slim_core.registry import Registry
@@ -80,6 +81,7 @@ def plan(
     _check_numbers(ratios or {}, round_to, min_channels)
     models = cost_models([*(bound.cost for bound in bounds), *_REPORTED], registry)
     label, criterion = importances.resolve(importance, registry)
+    model = unwrap(model)
     coupling = coupling if coupling is not None else analyse(model, example_inputs)
 
     paths = [path for path, _ in model.named_modules()]
@@ -112,16 +114,6 @@ def plan(
         outputs=outputs,
         notes=tuple(_notes(coupling, problem, groups, counts, round_to)),
     )
-
-
-def edits_of(model: nn.Module, coupling: Coupling, kept: Mapping[str, Indices]) -> Edits:
-    """Return the shape edits for ``kept`` unit numbers per group. The model is not changed.
-
-    The attributes that change are found by shrinking a shadow of the model on the meta device.
-    """
-    shrunk = shadow(model)
-    shrink(shrunk, coupling, kept)
-    return Edits(tensor_edits(coupling, kept), attribute_edits(model, shrunk))
 
 
 def _best(label: str, criterion: Importance, group: ChannelGroup, count: int, tensors: Mapping[str, Any]) -> Indices:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from slim_prune.plan import PrunePlan
+    from slim_prune.prune_plan import PrunePlan
 
 _BAR = 20
 

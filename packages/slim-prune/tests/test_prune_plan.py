@@ -13,7 +13,7 @@ from torch import nn
 
 from slim_prune.edits import Edits
 from slim_prune.errors import PlanError
-from slim_prune.plan import GroupPlan, PrunePlan
+from slim_prune.prune_plan import GroupPlan, PrunePlan
 
 
 def test_json_round_trip_gives_an_equal_plan(plan, tmp_path) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from slim_core import files
+from slim_core.graph.isolate import unwrap
 from slim_core.workload import Transform
 from slim_prune.edits import Edits, Indices, check_indices, decode, encode, state_of
 from slim_prune.errors import PlanError
@@ -145,6 +146,7 @@ class PrunePlan:
         Raises:
             PlanError: says the first difference.
         """
+        model = unwrap(model)
         shapes = {name: tuple(tensor.shape) for name, tensor in state_of(model).items()}
         hint = "a plan fits the model that it was made for; make a new plan for this one"
         for name, shape in self.shapes.items():
@@ -178,22 +180,26 @@ class PrunePlan:
             optimizer: the model's optimizer, whose state is cut with the parameters (needs ``inplace``).
             ema: a moving average of the weights, a module or tensors by name, cut alike (needs ``inplace``).
 
+        Wrappers (``torch.compile``, ``DataParallel``) are looked through: in place, the wrapper is returned, otherwise
+        a copy of the module inside.
+
         Raises:
             PlanError: the plan does not fit; ``model`` is untouched then.
         """
-        self._check_before(model)
+        inner = unwrap(model)
+        self._check_before(inner)
         if inplace:
-            operate(model, self.edits, optimizer=optimizer, ema=ema)
-            pruned = model
+            operate(inner, self.edits, optimizer=optimizer, ema=ema)
+            pruned = inner
         elif optimizer is not None or ema is not None:
             raise PlanError(
                 "an optimizer or EMA belongs to the very model that it was made for, and a copy was asked",
                 hint="pass inplace=True",
             )
         else:
-            pruned = copy_and_operate(model, self.edits)
+            model = pruned = copy_and_operate(inner, self.edits)
         self._check_after(pruned)
-        return pruned
+        return model
 
     def apply_reversibly(
         self, model: nn.Module, *, optimizer: Optimizer | None = None, ema: Ema | None = None
@@ -205,6 +211,7 @@ class PrunePlan:
         Raises:
             PlanError: the plan does not fit; ``model`` is untouched then.
         """
+        model = unwrap(model)
         self._check_before(model)
         rollback = Rollback(model, self.edits, optimizer=optimizer, ema=ema)
         self._check_after(model)
@@ -216,12 +223,12 @@ class PrunePlan:
         It computes what the pruned model computes.
         """
         self.check(model)
-        return masked_copy(model, self.edits)
+        return masked_copy(unwrap(model), self.edits)
 
     def masked(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         """Mask ``model`` itself inside a ``with`` block; the very same bits come back at its end."""
         self.check(model)
-        return masked(model, self.edits)
+        return masked(unwrap(model), self.edits)
 
     def transform(self) -> Transform:
         """Return the plan as the record that goes into a checkpoint (kind ``prune.channels``)."""

@@ -23,7 +23,13 @@ def slim_register_tasks(register: Register) -> None:
 
 @hookimpl
 def slim_register_cost_models(register: Register) -> None:
-    pass
+    for name, attribute in (
+        ("macs", "MacsCost"),
+        ("params", "ParamsCost"),
+        ("bytes", "BytesCost"),
+        ("memory", "MemoryCost"),
+    ):
+        register(name, Lazy("slim_core.graph.cost", attribute))
 
 
 @hookimpl

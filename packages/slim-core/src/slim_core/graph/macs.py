@@ -48,8 +48,8 @@ def _convolution(node: Node, values: Sequence[Value]) -> int:
 
 def _transposed(node: Node, values: Sequence[Value]) -> int:
     # weight (Cin, Cout / groups, *kernel); each input element is spread over that many outputs
-    data = node.args["input"] if "input" in node.args else node.args["self"]
-    return prod(values[data.index].shape) * prod(_shape(node, "weight", values)[1:])
+    data = _shape(node, "input" if "input" in node.args else "self", values)
+    return prod(data) * prod(_shape(node, "weight", values)[1:])
 
 
 def _inner(first: str) -> Counter:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pluggy
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import slim_core
 from slim_core import Lazy, hookimpl, hookspecs
@@ -419,3 +421,47 @@ def test_every_hook_is_named_in_some_test() -> None:
     text = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
     hooks = [name for name in vars(hookspecs) if name.startswith("slim_")]
     assert [hook for hook in hooks if hook not in text] == []
+
+
+# --- any mixture ----------------------------------------------------------------------------------------------------
+
+
+def _raise(error: BaseException) -> Callable[..., None]:
+    def hook(register: Callable[[str, Any], None]) -> None:
+        register("evil/before", dict)
+        raise error
+
+    return hook
+
+
+def evil(position: int, kind: str) -> ModuleType:
+    name = f"evil{position}"
+    if kind == "raises":
+        return plugin(name, slim_register_losses=_raise(ValueError("evil")))
+    if kind == "exits":
+        return plugin(name, slim_register_models=_raise(SystemExit(1)))
+    if kind == "clashes":
+        return plugin(name, slim_register_models=lambda register: [register("evil/own", 1), register("core.taken", 1)])
+    if kind == "unknown":
+        return plugin(name, slim_register_nothing=lambda register: None)
+    return plugin(name, slim_register_models=lambda register, extra: None)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["good", "raises", "exits", "clashes", "unknown", "signature"]), max_size=8))
+def test_in_any_mixture_the_sound_load_and_the_others_leave_nothing(kinds: list[str]) -> None:
+    modules = [plugin("owner", slim_register_models=lambda register: register("core.taken", dict))]
+    for position, kind in enumerate(kinds):
+        if kind == "good":
+            name = f"good{position}"
+            modules.append(plugin(name, slim_register_models=lambda register, name=name: register(f"{name}/net", dict)))
+        else:
+            modules.append(evil(position, kind))
+    host = host_of(*modules)
+    assert {o.name for o in host.failures} == {f"evil{i}" for i, kind in enumerate(kinds) if kind != "good"}
+    good = {f"good{i}/net" for i, kind in enumerate(kinds) if kind == "good"}
+    assert set(host.registry.names("models")) == good | {"core.taken"}
+    assert host.registry.names("losses") == ()
+    assert {host.manager.get_name(module) for module in host.manager.get_plugins()} == {
+        o.name for o in host.outcomes if o.status == "ok"
+    }

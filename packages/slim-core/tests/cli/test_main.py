@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -259,3 +260,55 @@ def test_the_output_can_be_given_for_embedding() -> None:
 
 def test_errors_escape_nothing_when_raised_from_python() -> None:
     assert str(SlimError("what", where="here", hint="do this")) == "what\n  where: here\n  do:    do this"
+
+
+def test_a_real_ctrl_c_ends_a_command_with_130_and_one_line(tmp_path: Path) -> None:
+    project = tmp_path / "waiting.py"
+    project.write_text(
+        dedent("""
+        import time
+        from slim_core import hookimpl
+        from slim_core.errors import Interrupted
+
+        @hookimpl
+        def slim_register_commands(cli):
+            @cli.command()
+            def wait():
+                try:
+                    print("waiting", flush=True)
+                    time.sleep(60)
+                except KeyboardInterrupt:
+                    raise Interrupted("stopped", hint="resume with `slim wait`") from None
+        """)
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slim_core", "--load", str(project), "wait"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "SLIM_PLUGINS": ""},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.strip() == "stopped; resume with `slim wait`"
+
+
+def test_verbose_shows_the_log_on_stderr(slim: Callable[..., Result], tmp_path: Path) -> None:
+    project = tmp_path / "logging_project.py"
+    project.write_text(
+        dedent("""
+        import logging
+        from slim_core import hookimpl
+
+        @hookimpl
+        def slim_register_commands(cli):
+            @cli.command()
+            def work():
+                logging.getLogger("slim.work").debug("in detail")
+                logging.getLogger("slim.work").info("what is done")
+        """)
+    )
+    words = ("--load", str(project), "work")
+    assert slim(*words, load=False).err == ""
+    assert slim("-v", *words, load=False).err == "INFO slim.work: what is done\n"
+    assert "DEBUG slim.work: in detail\n" in slim(*words, "-vv", load=False).err

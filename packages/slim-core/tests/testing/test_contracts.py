@@ -1,0 +1,361 @@
+"""The contracts themselves: what is sound passes them, and each kind of breach is caught by the test that is for it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slim_core.errors import CheckpointError
+from slim_core.graph.types import ChannelGroup
+from slim_core.plugins import load_plugins
+from slim_core.registry import Registry
+from slim_core.technique import Run, StepResult, StrictConfig
+from slim_core.testing.contracts import (
+    ImportanceContract,
+    ReplayCase,
+    ReplayerContract,
+    TechniqueCase,
+    TechniqueContract,
+)
+from slim_core.testing.contracts.importance import _group
+from slim_core.testing.workloads import TinyNet, differences, fingerprint, tiny_workload
+from slim_core.training.technique import FitTechnique
+from slim_core.workload import Transform, Workload
+
+
+class TestFit(TechniqueContract):
+    """The core's own technique keeps the contract."""
+
+    @pytest.fixture
+    def case(self) -> TechniqueCase:
+        return TechniqueCase(FitTechnique, config={"epochs": 1, "lr": 0.01})
+
+    @pytest.fixture
+    def registry(self) -> Registry:
+        return load_plugins(select=[]).registry
+
+
+def breaches(contract: object, **fixtures: Any) -> set[str]:
+    """Run all tests of a contract with the given fixtures and return the names of those that fail."""
+    failed = set()
+    for name, test in inspect.getmembers(contract, callable):
+        if not name.startswith("test_"):
+            continue
+        try:
+            test(**{argument: fixtures[argument] for argument in inspect.signature(test).parameters})
+        except (Exception, pytest.fail.Exception):
+            failed.add(name.removeprefix("test_"))
+    return failed
+
+
+# --- techniques -----------------------------------------------------------------------------------------------------
+
+
+class Config(StrictConfig):
+    factor: float = 0.5
+
+
+class Cut:
+    """A sound technique: keeps half of the hidden layer's outputs, by a transform."""
+
+    name: ClassVar[str] = "test.cut"
+    Config: ClassVar[type] = Config
+
+    def run(self, workload: Workload, config: Config, run: Run) -> StepResult:
+        model = copy.deepcopy(workload.model)
+        kept = model.hidden.out_features // 2
+        with torch.no_grad():
+            hidden, head = nn.Linear(model.hidden.in_features, kept), nn.Linear(kept, model.head.out_features)
+            hidden.weight.copy_(model.hidden.weight[:kept] * config.factor)
+            hidden.bias.copy_(model.hidden.bias[:kept])
+            head.weight.copy_(model.head.weight[:, :kept])
+            head.bias.copy_(model.head.bias)
+        model.hidden, model.head = hidden, head
+        return StepResult(workload.with_model(model, Transform("test.cut", 1, {"kept": kept})))
+
+
+class CutReplayer:
+    def replay(self, model: nn.Module, transform: Transform, example_inputs: Any) -> nn.Module:
+        kept = transform.data.get("kept")
+        if transform.schema != 1 or type(kept) is not int:
+            raise CheckpointError("cannot be read", field="test.cut")
+        model.hidden = nn.Linear(model.hidden.in_features, kept, device="meta")
+        model.head = nn.Linear(kept, model.head.out_features, device="meta")
+        return model
+
+
+def breaking(change: Callable[[Workload, StepResult], StepResult | None]) -> type[Cut]:
+    """Make a technique that does something wrong after it has done its work."""
+
+    class Broken(Cut):
+        def run(self, workload: Workload, config: Config, run: Run) -> StepResult:
+            result = super().run(workload, config, run)
+            return change(workload, result) or result
+
+    return Broken
+
+
+def _touch_the_original(workload: Workload, result: StepResult) -> None:
+    next(workload.model.parameters()).data.mul_(1.001)
+
+
+def _switch_the_mode_of_the_original(workload: Workload, result: StepResult) -> None:
+    workload.model.train()
+
+
+def _leave_a_hook_on_the_original(workload: Workload, result: StepResult) -> None:
+    workload.model.stem.register_forward_hook(lambda *_: None)
+
+
+def _share_memory(workload: Workload, result: StepResult) -> None:
+    result.workload.model.stem = workload.model.stem
+
+
+def _return_the_given_model(workload: Workload, result: StepResult) -> StepResult:
+    return StepResult(workload)
+
+
+def _change_nothing(workload: Workload, result: StepResult) -> StepResult:
+    return StepResult(workload.with_model(copy.deepcopy(workload.model)))
+
+
+def _use_the_global_generator(workload: Workload, result: StepResult) -> None:
+    result.workload.model.head.bias.data.copy_(torch.rand(4))
+
+
+def _return_other_shapes(workload: Workload, result: StepResult) -> None:
+    result.workload.model.head = nn.Linear(16, 5)
+
+
+def _return_nan(workload: Workload, result: StepResult) -> None:
+    result.workload.model.head.bias.data.fill_(float("nan"))
+
+
+def _forget_the_transform(workload: Workload, result: StepResult) -> StepResult:
+    return StepResult(workload.with_model(result.workload.model))
+
+
+def _record_a_wrong_transform(workload: Workload, result: StepResult) -> StepResult:
+    return StepResult(workload.with_model(result.workload.model, Transform("test.cut", 1, {"kept": 3})))
+
+
+def _report_a_tensor(workload: Workload, result: StepResult) -> StepResult:
+    return StepResult(result.workload, details={"weights": torch.zeros(1)})
+
+
+def _note_two_lines(workload: Workload, result: StepResult) -> StepResult:
+    return StepResult(result.workload, notes=("one\ntwo",))
+
+
+#: what is wrong -> the test that must find it (others may fail too)
+TECHNIQUES: dict[Callable[[Workload, StepResult], StepResult | None], str] = {
+    _touch_the_original: "it_leaves_the_given_model_untouched",
+    _switch_the_mode_of_the_original: "it_leaves_the_given_model_untouched",
+    _leave_a_hook_on_the_original: "it_leaves_the_given_model_untouched",
+    _share_memory: "the_new_model_shares_no_memory_with_the_given_one",
+    _return_the_given_model: "it_returns_a_new_workload",
+    _change_nothing: "it_changes_something",
+    _use_the_global_generator: "the_same_seed_gives_the_same_model",
+    _return_other_shapes: "the_new_model_runs_and_returns_the_same_kind_of_outputs",
+    _return_nan: "the_new_model_runs_and_returns_the_same_kind_of_outputs",
+    _forget_the_transform: "its_transforms_can_be_replayed_on_a_fresh_model",
+    _record_a_wrong_transform: "its_transforms_can_be_replayed_on_a_fresh_model",
+    _report_a_tensor: "what_it_reports_is_json_and_one_line_each",
+    _note_two_lines: "what_it_reports_is_json_and_one_line_each",
+}
+
+
+def technique_breaches(technique: type[Cut], folder: Path) -> set[str]:
+    registry = Registry()
+    registry.register("techniques", technique.name, technique, plugin="test")
+    registry.register("transforms", "test.cut", CutReplayer(), plugin="test")
+    case = TechniqueCase(technique, config={"factor": 0.5})
+
+    def perform(workload: Workload, seed: int = 0) -> StepResult:
+        return technique().run(workload, technique.Config(**case.config), Run(folder, seed=seed, registry=registry))
+
+    return breaches(TechniqueContract(), case=case, registry=registry, perform=perform, tmp_path=folder)
+
+
+def test_a_sound_technique_passes(tmp_path: Path) -> None:
+    assert technique_breaches(Cut, tmp_path) == set()
+
+
+@pytest.mark.parametrize(("change", "name"), TECHNIQUES.items(), ids=lambda value: getattr(value, "__name__", None))
+def test_a_breach_of_a_technique_is_found(change: Any, name: str, tmp_path: Path) -> None:
+    assert name in technique_breaches(breaking(change), tmp_path)
+
+
+class Lax(StrictConfig, extra="ignore"):
+    factor: float = 0.5
+
+
+class Changeable(StrictConfig, frozen=False):
+    factor: float = 0.5
+
+
+class Anything(StrictConfig):
+    factor: Any = 0.5
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (Lax, "its_config_refuses_unknown_keys"),
+        (Changeable, "its_config_cannot_be_changed"),
+        (Anything, "its_config_refuses_values_of_another_type"),
+    ],
+)
+def test_a_lax_configuration_is_found(config: type, name: str, tmp_path: Path) -> None:
+    broken = type("Broken", (Cut,), {"Config": config})
+    assert technique_breaches(broken, tmp_path) == {name}
+
+
+# --- replayers ------------------------------------------------------------------------------------------------------
+
+
+class NoSchema(CutReplayer):
+    def replay(self, model: nn.Module, transform: Transform, example_inputs: Any) -> nn.Module:
+        return super().replay(model, Transform(transform.kind, 1, transform.data), example_inputs)
+
+
+class KeyErrors(CutReplayer):
+    def replay(self, model: nn.Module, transform: Transform, example_inputs: Any) -> nn.Module:
+        transform.data["kept"]
+        return super().replay(model, transform, example_inputs)
+
+
+class RealTensors(CutReplayer):
+    def replay(self, model: nn.Module, transform: Transform, example_inputs: Any) -> nn.Module:
+        super().replay(model, transform, example_inputs)
+        model.head = nn.Linear(model.head.in_features, model.head.out_features)
+        return model
+
+
+class WrongShape(CutReplayer):
+    def replay(self, model: nn.Module, transform: Transform, example_inputs: Any) -> nn.Module:
+        super().replay(model, transform, example_inputs)
+        model.head = nn.Linear(model.head.in_features, 9, device="meta")
+        return model
+
+
+@pytest.mark.parametrize(
+    ("replayer", "expected"),
+    [
+        (CutReplayer, set()),
+        (NoSchema, {"it_refuses_a_schema_of_the_future"}),
+        (KeyErrors, {"it_refuses_a_record_without_its_data"}),
+        (RealTensors, {"it_stays_on_the_meta_device"}),
+        (WrongShape, {"names_shapes_and_dtypes_are_those_of_the_compressed_model"}),
+    ],
+)
+def test_breaches_of_a_replayer_are_found(replayer: type[CutReplayer], expected: set[str], tmp_path: Path) -> None:
+    result = Cut().run(tiny_workload(), Config(), Run(tmp_path, seed=0, registry=Registry())).workload
+    case = ReplayCase(replayer(), result.transforms[0], TinyNet, result.example_inputs, result.model)
+    assert breaches(ReplayerContract(), case=case) == expected
+
+
+# --- importance criteria --------------------------------------------------------------------------------------------
+
+
+def sound(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
+    scores = torch.zeros(group.units)
+    for member in group.members:
+        weight = tensors[member.name].float().square().movedim(member.dim, 0)
+        per_index = weight.reshape(len(weight), -1).sum(1)
+        scores += per_index[torch.from_numpy(member.indices)].sum(1)
+    return scores
+
+
+def _nan(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
+    return sound(group, tensors) * float("nan")
+
+
+def _by_position(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
+    return sound(group, tensors) * torch.arange(1, group.units + 1)
+
+
+def _by_weight_position(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Reads the first dimension instead of the group's indices."""
+    return tensors["conv.weight"].float().abs().flatten(1).sum(1)[: group.units]
+
+
+def _random(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.rand(group.units)
+
+
+def _mutating(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
+    tensors["conv.weight"].mul_(0.5)
+    return sound(group, tensors)
+
+
+def _per_index(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.zeros(group.members[-1].indices.size)
+
+
+def _float32_only(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
+    return sound(group, tensors) + torch.linalg.svdvals(tensors["conv.weight"].flatten(1)).sum()
+
+
+def _with_gradient(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
+    return sound(group, tensors).requires_grad_()
+
+
+@pytest.mark.parametrize(
+    ("importance", "name"),
+    [
+        (_nan, "one_finite_score_per_unit"),
+        (_per_index, "one_finite_score_per_unit"),
+        (_with_gradient, "one_finite_score_per_unit"),
+        (_by_position, "scores_follow_the_units_when_the_weights_are_reordered"),
+        (_by_weight_position, "scores_follow_the_units_when_the_group_is_reordered"),
+        (_random, "it_says_the_same_twice"),
+        (_mutating, "it_changes_no_tensor"),
+        (_float32_only, "half_precision_weights"),
+    ],
+)
+def test_breaches_of_a_criterion_are_found(importance: Any, name: str) -> None:
+    assert name in breaches(ImportanceContract(), importance=importance, group=_group(4))
+
+
+@pytest.mark.parametrize("multiplicity", [1, 4])
+def test_a_sound_criterion_passes(multiplicity: int) -> None:
+    assert breaches(ImportanceContract(), importance=sound, group=_group(multiplicity)) == set()
+
+
+# --- comparing models -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda model: model.norm.running_var.add_(1), "tensor norm.running_var"),
+        (lambda model: model.head.weight.requires_grad_(False), "tensor head.weight"),
+        (lambda model: model.hidden.train(), "module hidden"),
+        (lambda model: model.stem.register_forward_pre_hook(lambda *_: None), "module stem"),
+        (lambda model: setattr(model, "head", nn.Identity()), "module head"),
+        (lambda model: model.head.weight.data.__setitem__((0, 0), float("nan")), "tensor head.weight"),
+    ],
+)
+def test_a_fingerprint_sees_every_change(change: Callable[[nn.Module], Any], name: str) -> None:
+    model = tiny_workload().model
+    before = fingerprint(model)
+    assert differences(before, fingerprint(copy.deepcopy(model))) == []
+    change(model)
+    assert name in differences(before, fingerprint(model))
+
+
+def test_the_tiny_workload_is_the_same_each_time_and_leaves_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    first, second = tiny_workload(), tiny_workload()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert differences(fingerprint(first.model), fingerprint(second.model)) == []
+    assert torch.equal(first.train[0][0], second.train[0][0])
+    assert differences(fingerprint(first.model), fingerprint(tiny_workload(seed=1).model)) != []

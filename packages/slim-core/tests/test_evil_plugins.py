@@ -155,6 +155,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         install(folder, f"evil-{name}", {name: f"evil_{name}"}, body)
     install(folder, "evil-same-point", {"good_a": "evil_same_point"}, GOOD.format(name="same_point"))
     install(folder, "evil-no-attribute", {"no_attribute": "evil_no_attribute:missing"}, "")
+    install(folder, "evil-none", {"none": "evil_none:NOTHING"}, "NOTHING = None")
     install(folder, "evil-twice", {"twice": "evil_twice", "twice_more": "evil_twice"}, GOOD.format(name="twice"))
     return folder
 
@@ -219,10 +220,16 @@ def test_an_entry_point_without_its_attribute_fails_alone(listing: list[dict[str
     assert "missing" in outcome["reason"]
 
 
+def test_an_entry_point_that_is_none_fails_alone(listing: list[dict[str, Any]]) -> None:
+    outcome = named(listing, "evil-none")
+    assert (outcome["status"], outcome["reason"][:22]) == ("failed", "its entry point is Non")
+
+
 def test_one_module_under_two_entry_points_loads_once(listing: list[dict[str, Any]]) -> None:
     first, second = [outcome for outcome in listing if outcome["distribution"] == "evil-twice"]
     assert (first["status"], first["registered"]) == ("ok", {"models": ["twice/net"]})
     assert (second["status"], second["registered"]) == ("failed", {})
+    assert second["reason"] == "its module is loaded already, as plugin 'twice' (evil-twice 1.2.3)"
 
 
 def test_reasons_name_the_line_of_the_plugin(listing: list[dict[str, Any]]) -> None:

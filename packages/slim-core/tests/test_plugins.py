@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 import slim_core
 from slim_core import Lazy, hookimpl, hookspecs
+from slim_core.discovery import Candidate
 from slim_core.errors import PluginError
-from slim_core.plugins import Outcome, PluginHost, load_plugins
+from slim_core.plugins import Outcome, PluginHost, _choose, load_plugins
 
 #: every registering hook, and the kind that it fills
 REGISTERING = {
@@ -222,6 +223,28 @@ def test_selecting_what_is_not_installed_is_reported(monkeypatch: pytest.MonkeyP
     assert "not installed" in (outcome.reason or "")
     with pytest.raises(PluginError, match="not installed"):
         load_plugins(strict=True)
+
+
+@pytest.mark.parametrize("word", ["my-plug_in", "my-plug-in", "MY_PLUG_IN", "some-distribution", "Some_Distribution"])
+def test_plugins_are_selected_by_either_name_however_it_is_written(word: str) -> None:
+    found = [
+        Candidate("my_plug_in", "some-distribution", "1.0", dict),
+        Candidate("other", "other-distribution", "1.0", dict),
+    ]
+    wanted, left_out = _choose(found, [word])
+    assert wanted == found[:1]
+    assert [(outcome.name, outcome.status) for outcome in left_out] == [("other", "skipped")]
+
+
+@pytest.mark.parametrize(("value", "strict"), [("1", True), ("yes", True), ("0", False), ("", False), ("false", False)])
+def test_switches_of_the_environment(monkeypatch: pytest.MonkeyPatch, value: str, strict: bool) -> None:
+    monkeypatch.setenv("SLIM_STRICT_PLUGINS", value)
+    bad = plugin("bad", slim_register_models=lambda nonsense: None)
+    if strict:
+        with pytest.raises(PluginError, match="bad hook signature"):
+            load_plugins(select=[], extra=[bad])
+    else:
+        assert outcome_of(load_plugins(select=[], extra=[bad]), "bad").status == "failed"
 
 
 def test_strict_raises_and_keeps_the_cause() -> None:

@@ -185,6 +185,8 @@ class PluginHost:
             start = time.perf_counter()
             module = self._attempt(name, candidate.load)
             took = (time.perf_counter() - start) * 1e3
+            if module is None:
+                raise PluginError("its entry point is None instead of a module or an object with hooks")
             notes = _import_notes(took, imported_torch=not torch_before and "torch" in sys.modules)
             outcome = self._outcomes[name]
             self._outcomes[name] = replace(outcome, import_ms=took, notes=(*outcome.notes, *notes))
@@ -216,6 +218,9 @@ class PluginHost:
         name, module = candidate.name, self._modules[candidate.name]
 
         def body() -> None:
+            holder = self.manager.get_name(module)
+            if holder is not None:
+                raise PluginError(f"its module is loaded already, as plugin {self.label(holder)}")
             hooks, unmarked = self._hooks_of(module)
             self._attempt(name, partial(self.manager.register, module, name))
             for kind in self.registry.kinds():
@@ -249,17 +254,10 @@ class PluginHost:
                 continue
             hook = options.get("specname") or attribute
             if hook not in known and not options.get("optionalhook"):
+                optional = "for a hook of a plugin that may be absent: @hookimpl(optionalhook=True)"
                 raise PluginError(
                     f"implements '{hook}', which neither slim-core nor a loaded plugin specifies",
-                    hint="; ".join(
-                        filter(
-                            None,
-                            [
-                                close_match(hook, known),
-                                "for a hook of a plugin that may be absent: @hookimpl(optionalhook=True)",
-                            ],
-                        )
-                    ),
+                    hint="; ".join(filter(None, [close_match(hook, known), optional])),
                 )
             hooks.append(hook)
         return tuple(sorted(hooks)), unmarked
@@ -380,8 +378,8 @@ def load_plugins(
     if select is None and "SLIM_PLUGINS" in os.environ:
         select = [name.strip() for name in os.environ["SLIM_PLUGINS"].split(",") if name.strip()]
     if strict is None:
-        strict = os.environ.get("SLIM_STRICT_PLUGINS", "") not in ("", "0")
-    host = PluginHost(strict=strict, trace=os.environ.get("SLIM_TRACE_PLUGINS", "") not in ("", "0"))
+        strict = _switched_on("SLIM_STRICT_PLUGINS")
+    host = PluginHost(strict=strict, trace=_switched_on("SLIM_TRACE_PLUGINS"))
     candidates = [Candidate(CORE, CORE, core_version(), lambda: builtin)]
     files = []
     wanted, left_out = _choose(entry_point_candidates(group), select)
@@ -407,15 +405,17 @@ def _choose(found: list[Candidate], select: Sequence[str] | None) -> tuple[list[
     """Split what was found into what is selected and outcomes for the rest."""
     if select is None:
         return found, []
-    wanted = [c for c in found if c.name in select or c.distribution in select]
+    chosen = {_canonical(name) for name in select}
+    wanted = [c for c in found if chosen & {_canonical(c.name), _canonical(c.distribution or c.name)}]
     rest = [
         Outcome(c.name, c.distribution, c.version, "skipped", "not selected (SLIM_PLUGINS)")
         for c in found
         if c not in wanted
     ]
     names = {c.name for c in found} | {c.distribution for c in found if c.distribution} | {CORE}
+    canonical = {_canonical(name) for name in names}
     for name in select:
-        if name not in names:
+        if _canonical(name) not in canonical:
             reason = " ".join(filter(None, ["selected, but not installed;", close_match(name, names)])).rstrip(";")
             rest.append(Outcome(name, None, None, "failed", reason))
     return wanted, rest
@@ -426,6 +426,14 @@ class _Kept(io.StringIO):
 
     def close(self) -> None:
         pass
+
+
+def _canonical(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _switched_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() not in ("", "0", "false", "no")
 
 
 def _import_notes(took_ms: float, *, imported_torch: bool) -> list[str]:

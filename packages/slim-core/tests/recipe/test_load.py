@@ -278,7 +278,13 @@ def test_the_message_of_several_problems_tells_each(write, registry):
             "",
         ),
         (("workload:", "workload:\n  weights: gone.safetensors"), "there is no file '", 4, "folder of the recipe"),
-        (("  data: t/data", "  data_kwargs: {a: 1}"), "'workload.data_kwargs' is given without 'workload.data'", 6, ""),
+        (
+            ("  data: t/data", "  data: t/data\n  task_kwargs: {a: 1}"),
+            "'workload.task_kwargs' is given without 'workload.task'",
+            7,
+            "",
+        ),
+        (("  data: t/data\n", ""), "key 'data' is missing at workload", 3, ""),
     ],
 )
 def test_one_problem_names_key_line_and_remedy(write, registry, change, what, where, hint):
@@ -293,7 +299,10 @@ def test_one_problem_names_key_line_and_remedy(write, registry, change, what, wh
 def test_a_technique_of_a_package_that_is_not_installed_names_the_package(registry):
     registry = Registry()
     registry.register("models", "t/net", lambda: None, plugin="t")
-    found = problems({"version": 1, "workload": {"model": "t/net"}, "steps": [{"kind": "prune.uniform"}]}, registry)
+    registry.register("datasets", "t/data", lambda: None, plugin="t")
+    found = problems(
+        {"version": 1, "workload": {"model": "t/net", "data": "t/data"}, "steps": [{"kind": "prune.uniform"}]}, registry
+    )
     assert "pip install slim-prune" in found[0][2]
 
 

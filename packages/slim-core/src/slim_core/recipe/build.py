@@ -97,16 +97,10 @@ def evaluate_workload(workload: Workload, progress: Progress) -> dict[str, float
 
 def _build(recipe: Recipe, registry: Registry) -> tuple[Workload, str]:
     spec, where = recipe.workload, recipe.source.where
-    if spec.data is None:
-        raise RecipeError(
-            "key 'data' is missing at workload: the data set gives example inputs, training and validation data",
-            where=where(("workload",)),
-            hint=f"known data sets: {', '.join(registry.names('datasets')) or 'none is installed'}",
-        )
+    source = registry.get("datasets", spec.data)
+    seed = {"seed": recipe.seed} if "seed" in (accepted(source) or ()) else {}
     dataset = _make(
-        lambda: registry.get("datasets", spec.data or "")(**spec.data_kwargs),
-        f"data set '{spec.data}'",
-        where(("workload", "data")),
+        lambda: source(**{**seed, **spec.data_kwargs}), f"data set '{spec.data}'", where(("workload", "data"))
     )
     task_name = spec.task or dataset.task
     task_kwargs = spec.task_kwargs if spec.task else {**dataset.task_kwargs, **spec.task_kwargs}
@@ -162,13 +156,13 @@ def _sizes(dataset: Any) -> str:
         found = getattr(source, "samples", None)
         if isinstance(found, int):
             return found
-        inner = getattr(source, "dataset", None)  # a DataLoader
+        inner: Any = getattr(source, "dataset", None)  # a DataLoader
         return len(inner) if hasattr(inner, "__len__") else None
 
     train, val = samples(dataset.train), samples(dataset.val)
     if train is None or val is None:
         return ""
-    return f": {train:,} samples for training, {val:,} for validation".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return f", {train} samples for training, {val} for validation"
 
 
 def _with_weights(workload: Workload, recipe: Recipe, registry: Registry) -> Workload:

@@ -19,6 +19,9 @@ from slim_core.recipe.schema import RECIPE_VERSION, Recipe, Skeleton, Step
 from slim_core.recipe.source import KeyPath, Source, from_mapping, read_file, read_text, show_path
 from slim_core.registry import Registry
 
+#: what a resolved recipe names where the workload was passed as an object
+OWN = "(passed from Python)"
+
 _STEP_KEYS = ("kind", "name")
 _SET_PART = re.compile(r"([^.\[\]]+)|\[([0-9]+)\]")
 
@@ -108,7 +111,7 @@ def _check(source: Source, registry: Registry, own_workload: bool) -> Recipe:
                 where=source.where(("workload",)),
                 hint="leave one of the two out",
             )
-        data["workload"] = {"model": "(passed from Python)"}
+        data["workload"] = {"model": OWN, "data": OWN}
     version = data.get("version")
     if isinstance(version, int) and version != RECIPE_VERSION:
         raise RecipeError(
@@ -232,7 +235,7 @@ def _names(data: Mapping[str, Any], source: Source, registry: Registry, problems
     ):
         name, kwargs = workload.get(key), workload.get(kwargs_key, {})
         if not isinstance(name, str) or not isinstance(kwargs, dict):
-            if name is None and kwargs and key != "model":
+            if name is None and kwargs and key == "task":
                 problems.append(
                     RecipeError(
                         f"'workload.{kwargs_key}' is given without 'workload.{key}'",

@@ -90,7 +90,8 @@ def run_recipe(
     with files.open_folder(out, identity, recipe.resolved(), overwrite=overwrite) as folder:
         state = _State()
         try:
-            return _run(recipe, folder, registry, progress, workload, state)
+            with seeded(recipe.seed):  # the caller's generators are given back as they were
+                return _run(recipe, folder, registry, progress, workload, state)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted {state.doing}",

@@ -28,7 +28,7 @@ class WorkloadSpec(Block):
 
     model: Annotated[_Name, Field(description="registered name of the model builder, e.g. zoo/mobilenet_v1")]
     kwargs: Annotated[dict[str, JsonValue], Field(description="arguments of the model builder")] = {}
-    data: Annotated[_Name | None, Field(description="registered name of the data set, e.g. digits")] = None
+    data: Annotated[_Name, Field(description="registered name of the data set, e.g. digits")]
     data_kwargs: Annotated[dict[str, JsonValue], Field(description="arguments of the data set")] = {}
     task: Annotated[_Name | None, Field(description="registered name of the task; default: the data set's own")] = None
     task_kwargs: Annotated[dict[str, JsonValue], Field(description="arguments of the task")] = {}

@@ -9,7 +9,7 @@ import yaml
 
 from slim_core.report import figures
 from slim_core.report import format as fmt
-from slim_core.report.data import Report
+from slim_core.report.data import Report, StepRow
 
 
 def render_card(report: Report) -> str:
@@ -85,13 +85,17 @@ def _steps(report: Report) -> str:
         kept, total = sum(row.kept for row in step.channels), sum(row.total for row in step.channels)
         what = "the original model" if step.index == 0 else f"{_text(step.name)} (`{_code(step.kind)}`)"
         if step.index == 0 and step.history:
-            what += f", trained for {len(step.history)} epochs"
+            what += f", trained for {_epochs(step)}"
         elif step.history:
-            what += f", then trained for {len(step.history)} epochs"
+            what += f", then trained for {_epochs(step)}"
         if total:
             what += f": {kept} of {total} channels kept"
         lines.append(f"{step.index}. {what} – took {fmt.duration(step.seconds)}")
     return "\n".join(lines) + "\n"
+
+
+def _epochs(step: StepRow) -> str:
+    return f"{len(step.history)} epoch{'s' if len(step.history) != 1 else ''}"
 
 
 def _use(report: Report) -> str:

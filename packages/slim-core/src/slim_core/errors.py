@@ -71,6 +71,10 @@ class ExportError(SlimError):
     """A model could not be exported, or the exported file does not agree with the model."""
 
 
+class MeasureError(SlimError):
+    """A model cannot be run on a backend, or computes something else there, so that its time means nothing."""
+
+
 class RecipeError(SlimError):
     """A recipe is not valid. ``where`` is ``file:line``; ``problems`` holds every problem when there are several."""
 

@@ -16,7 +16,7 @@ from slim_core.graph.types import ChannelGroup, Coupling
 from slim_core.workload import Inputs
 from slim_prune import importance as importances
 from slim_prune.allocation.grid import channels_per_unit, grid
-from slim_prune.allocation.problem import Choice, Problem
+from slim_prune.allocation.problem import Choice, Problem, figure
 from slim_prune.allocation.uniform import uniform
 from slim_prune.costs import cost_models
 from slim_prune.edits import Indices, edits_of, state_of
@@ -82,7 +82,7 @@ def plan(
     models = cost_models([*(bound.cost for bound in bounds), *_REPORTED], registry)
     label, criterion = importances.resolve(importance, registry)
     model = unwrap(model)
-    coupling = coupling if coupling is not None else analyse(model, example_inputs)
+    coupling = coupling if coupling is not None else analyse(model, example_inputs, registry=registry)
 
     paths = [path for path, _ in model.named_modules()]
     floors = min_channels if isinstance(min_channels, Mapping) else {}
@@ -161,8 +161,8 @@ def _notes(
     for name, limit in problem.limits.items():
         reached, original = problem.costs(counts)[name], problem.original[name]
         yield (
-            f"{name}: {reached:,.6g} of {original:,.6g} ({reached / original:.1%}), "
-            f"{1 - reached / limit:.2%} below the limit of {limit:,.6g}"
+            f"{name}: {figure(reached)} of {figure(original)} ({reached / original:.1%}), "
+            f"{1 - reached / limit:.2%} below the limit of {figure(limit)}"
         )
     for choice in problem.choices:
         if choice.grid.multiple % round_to and counts[choice.name] < choice.group.units:

@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from slim_prune.allocation.problem import figure
+
 if TYPE_CHECKING:
     from slim_prune.prune_plan import PrunePlan
 
@@ -25,7 +27,7 @@ def table(plan: PrunePlan) -> RenderableType:
             column.justify = "right"
         for name, before in plan.before.items():
             after = plan.after.get(name, before)
-            costs.add_row(name, f"{before:,.6g}", f"{after:,.6g}", f"{after / before:.1%}" if before else "-")
+            costs.add_row(name, figure(before), figure(after), f"{after / before:.1%}" if before else "-")
         parts.append(costs)
     rows = Table("channel group", "kept", "of", "")
     rows.columns[1].justify = rows.columns[2].justify = "right"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from slim_core.graph.cost import CostModel
@@ -19,6 +20,11 @@ from slim_prune.allocation.grid import Grid
 
 #: Room for the rounding of a float bound: a cost this little above the limit still meets it.
 _SLACK = 1e-9
+
+
+def figure(value: float) -> str:
+    """Return a cost for people: whole numbers in full, others with six digits."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.6g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +116,8 @@ class Problem:
             if least > self.limits[bound.cost] * (1 + _SLACK):
                 raise BudgetError(
                     f"the budget {bound} cannot be reached: the smallest model that may be made has "
-                    f"{least:,.6g} of {original:,.6g} {bound.cost} ({least / original:.1%})",
+                    f"{figure(least)} of {figure(original)} {bound.cost} ({least / original:.1%})",
                     where=self.remark or None,
-                    hint=f"ask for at least {least / original:.4f}, widen include, narrow exclude, or lower "
+                    hint=f"ask for at least {ceil(least / original * 1e4) / 1e4:.4f}, widen include, narrow exclude, or lower "
                     "round_to, min_channels or the fixed ratios",
                 )

@@ -1,0 +1,314 @@
+"""From a model and a budget to a plan: budgets are met, patterns obeyed, results equal to the masked original."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import slim_prune
+from slim_core.errors import BudgetError, ModelError, PatternError, UnknownNameError
+from slim_core.graph import analyse, record
+from slim_core.graph.cost import cost
+from slim_core.testing.oracle import assert_equals_masked_original
+from slim_prune.errors import PlanError
+
+
+class Small(nn.Module):
+    """Three convolutions with a residual connection and a linear head: three channel groups."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.inner = nn.Sequential(nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU())
+        self.outer = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.wide = nn.Conv2d(width, 3 * width, 1)
+        self.head = nn.Linear(3 * width, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.outer(self.inner(x))
+        return self.head(torch.relu(self.wide(x)).mean((2, 3)))
+
+
+INPUTS = (torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8),)
+
+
+@pytest.fixture(scope="module")
+def model() -> Small:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Small()
+        with torch.no_grad():
+            for norm in (model.stem[1], model.inner[1]):
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.5, 1.5)
+                norm.weight.uniform_(0.5, 1.5)
+                norm.bias.normal_()
+    return model.eval()
+
+
+def measured(model: nn.Module) -> dict[str, float]:
+    report = cost(record(model, INPUTS))
+    return {"macs": report.macs, "params": report.params, "bytes": report.bytes}
+
+
+BUDGETS = [
+    {"macs": 0.5},
+    {"macs": 0.3},
+    {"params": 0.5},
+    {"bytes": "30%"},
+    {"macs": 0.7, "params": 0.4},
+    {"macs": "300k"},
+    {"params": 5000},
+]
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+@pytest.mark.parametrize("round_to", [1, 4, 8])
+def test_budgets_are_met_and_costs_are_those_of_the_pruned_model(model, budget, round_to) -> None:
+    plan = slim_prune.plan(model, INPUTS, budget, round_to=round_to)
+    pruned = plan.apply(model)
+    now, before = measured(pruned), measured(model)
+    for name in budget:
+        bound = budget[name]
+        limit = {"300k": 300e3, 5000: 5000, "30%": 0.3 * before[name]}.get(bound) or bound * before[name]
+        assert now[name] <= limit * (1 + 1e-9)
+    assert {name: plan.after[name] for name in now if name in plan.after} == {n: now[n] for n in now if n in plan.after}
+    assert {name: plan.before[name] for name in plan.before} == {name: before[name] for name in plan.before}
+    coupling = analyse(model, INPUTS)
+    assert_equals_masked_original(model, pruned, coupling, plan.kept, INPUTS)
+    for group in plan.groups:
+        kept = len(group.kept)
+        assert kept == group.units or kept % round_to == 0
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_no_group_could_grow_by_a_step_without_breaking_the_budget(model, budget) -> None:
+    from slim_core.graph import resize_graph
+
+    plan = slim_prune.plan(model, INPUTS, budget, round_to=4)
+    coupling = analyse(model, INPUTS)
+    before = measured(model)
+    limits = {
+        n: {"300k": 300e3, 5000: 5000, "30%": 0.3 * before[n]}.get(b) or b * before[n] for n, b in budget.items()
+    }
+    for group in plan.groups:
+        more = min(len(group.kept) + 4, group.units)
+        if more == len(group.kept):
+            continue
+        kept = {**plan.kept, group.name: np.arange(more)}
+        report = cost(resize_graph(coupling, kept))
+        assert any(getattr(report, name) > limit for name, limit in limits.items()), group.name
+
+
+def test_the_result_is_near_the_best_of_all_choices(model) -> None:
+    """An exhaustive search over all permitted counts: nothing lies closer below the budget by more than one percent."""
+    from slim_core.graph import resize_graph
+
+    plan = slim_prune.plan(model, INPUTS, {"macs": 0.5}, round_to=4)
+    coupling = analyse(model, INPUTS)
+    limit = 0.5 * measured(model)["macs"]
+    best = max(
+        total
+        for counts in itertools.product(*(range(4, group.units + 1, 4) for group in coupling.groups))
+        if (
+            total := cost(
+                resize_graph(coupling, {g.name: np.arange(n) for g, n in zip(coupling.groups, counts, strict=True)})
+            ).macs
+        )
+        <= limit
+    )
+    assert plan.after["macs"] >= 0.97 * best
+    ratios = [len(group.kept) / group.units for group in plan.groups]
+    assert max(ratios) - min(ratios) <= 0.5
+
+
+def test_a_budget_that_is_met_already_removes_nothing(model) -> None:
+    plan = slim_prune.plan(model, INPUTS, {"params": "1G"})
+    assert plan.edits.tensors == ()
+    pruned = plan.apply(model)
+    assert all(torch.equal(a, b) for a, b in zip(pruned.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("budget", "options", "message"),
+    [
+        ({"macs": 0.001}, {}, r"macs <= 0\.001 of the original cannot be reached.*\d+ of [\d,]+ macs"),
+        ({"params": 0.1}, {"include": ["wide"]}, r"the smallest model .* has .* params"),
+        ({"macs": 0.2}, {"min_channels": 16}, "cannot be reached"),
+    ],
+)
+def test_an_unreachable_budget_says_what_is_reachable_and_why(model, budget, options, message) -> None:
+    with pytest.raises(BudgetError, match=message) as error:
+        slim_prune.plan(model, INPUTS, budget, **options)
+    assert "channel groups may be pruned" in str(error.value)
+    least = float(str(error.value).split("ask for at least ")[1].split(",")[0])
+    name = next(iter(budget))
+    slim_prune.plan(model, INPUTS, {name: least + 1e-3}, **options)  # what it names as reachable is
+
+
+def test_include_and_exclude(model) -> None:
+    plan = slim_prune.plan(model, INPUTS, {"params": 0.95}, include=["inner"])
+    assert [group.name for group in plan.groups] == ["inner.0"]
+    pruned = plan.apply(model)
+    assert pruned.stem[0].weight.shape == model.stem[0].weight.shape
+    assert pruned.inner[0].out_channels < model.inner[0].out_channels
+    plan = slim_prune.plan(model, INPUTS, {"params": 0.95}, exclude="inner")
+    assert [group.name for group in plan.groups] == ["wide"]  # the stem's channels are consumed inside ``inner``
+
+
+def test_patterns_that_match_nothing_name_the_close_ones(model) -> None:
+    with pytest.raises(PatternError, match="did you mean 'inner"):
+        slim_prune.plan(model, INPUTS, {"macs": 0.5}, exclude=["iner"])
+    with pytest.raises(PatternError, match="matches no module"):
+        slim_prune.plan(model, INPUTS, ratios={"nope.*": 0.5})
+    with pytest.raises(PatternError, match="is frozen: is an output"):
+        slim_prune.plan(model, INPUTS, {"macs": 0.5}, include=["head"])
+
+
+def test_ratios_alone_decide_without_a_budget(model) -> None:
+    plan = slim_prune.plan(model, INPUTS, ratios={"inner": 0.25, "*": 0.5})
+    assert {group.name: len(group.kept) for group in plan.groups} == {"stem.0": 8, "inner.0": 8, "wide": 24}
+
+
+def test_ratios_stay_fixed_while_the_rest_meets_the_budget(model) -> None:
+    plan = slim_prune.plan(model, INPUTS, {"macs": 0.4}, ratios={"wide": 1.0}, round_to=1)
+    assert plan.after["macs"] <= 0.4 * plan.before["macs"]
+    assert {group.name: len(group.kept) for group in plan.groups}["wide"] == 48
+
+
+def test_min_channels_for_all_or_by_glob(model) -> None:
+    plan = slim_prune.plan(model, INPUTS, {"macs": 0.4}, min_channels={"stem": 16}, round_to=4)
+    kept = {group.name: len(group.kept) for group in plan.groups}
+    assert kept["stem.0"] == 16
+    assert kept["inner.0"] < 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({}, BudgetError),
+        ({"budget": {}}, BudgetError),
+        ({"budget": {"macs": -1}}, BudgetError),
+        ({"budget": {"macs": 0.5}, "round_to": 0}, BudgetError),
+        ({"budget": {"macs": 0.5}, "min_channels": 0}, BudgetError),
+        ({"ratios": {"*": 0.0}}, PatternError),
+        ({"ratios": {"*": 1.5}}, PatternError),
+        ({"budget": {"mac": 0.5}}, UnknownNameError),
+        ({"budget": {"macs": 0.5}, "importance": "l11"}, UnknownNameError),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(model, arguments, error) -> None:
+    with pytest.raises(error):
+        slim_prune.plan(model, INPUTS, **arguments)
+
+
+def test_a_model_that_does_not_run_is_one_clear_error(model) -> None:
+    with pytest.raises(ModelError):
+        slim_prune.plan(model, (torch.zeros(1, 4, 8, 8),), {"macs": 0.5})
+
+
+def test_the_units_with_the_highest_scores_stay(model) -> None:
+    order = {"stem.0": [3, 1, 4, 15, 9, 2, 6, 5], "inner.0": list(range(16)), "wide": list(range(0, 48, 2))}
+
+    def chosen(group, tensors):
+        scores = torch.zeros(group.units)
+        scores[order[group.name]] = 1
+        return scores
+
+    plan = slim_prune.plan(model, INPUTS, ratios={"*": 0.5}, importance=chosen)
+    assert {group.name: group.kept.tolist() for group in plan.groups} == {k: sorted(v) for k, v in order.items()}
+    assert plan.importance == "chosen"
+
+
+def test_a_bad_criterion_names_the_group(model) -> None:
+    with pytest.raises(PlanError, match=r"channel group 'stem\.0'"):
+        slim_prune.plan(model, INPUTS, ratios={"*": 0.5}, importance=lambda group, tensors: torch.zeros(1))
+
+
+def test_planning_touches_nothing(model) -> None:
+    model.train()
+    before, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    attributes = copy.deepcopy({path: vars(m).get("out_channels") for path, m in model.named_modules()})
+    slim_prune.plan(model, INPUTS, {"macs": 0.5})
+    assert model.training
+    assert torch.equal(generator, torch.get_rng_state())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert attributes == {path: vars(m).get("out_channels") for path, m in model.named_modules()}
+    model.eval()
+
+
+def test_the_same_call_gives_the_same_plan(model) -> None:
+    first = slim_prune.plan(model, INPUTS, {"macs": 0.5}, importance="random")
+    assert slim_prune.plan(model, INPUTS, {"macs": 0.5}, importance="random").to_json() == first.to_json()
+
+
+def test_an_analysis_can_be_reused(model) -> None:
+    coupling = analyse(model, INPUTS)
+    plan = slim_prune.plan(model, INPUTS, {"macs": 0.5}, coupling=coupling)
+    assert plan.to_json() == slim_prune.plan(model, INPUTS, {"macs": 0.5}).to_json()
+
+
+def test_wrapped_models_are_looked_through(model) -> None:
+    wrapped = nn.DataParallel(copy.deepcopy(model))
+    plan = slim_prune.plan(wrapped, INPUTS, {"macs": 0.5})
+    assert type(plan.apply(wrapped)) is Small
+    assert plan.apply(wrapped, inplace=True) is wrapped
+    assert wrapped.module.stem[0].out_channels < 16
+
+
+class Keywords(nn.Module):
+    """Keyword inputs, a mapping as output, an embedding tied to the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 16)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens, scale=1.0):
+        x = self.embedding(tokens)
+        x = x + self.down(torch.relu(self.up(x))) * scale
+        return {"logits": self.head(x)}
+
+
+def test_keyword_inputs_mapping_outputs_and_ties() -> None:
+    torch.manual_seed(0)
+    model = Keywords().eval()
+    inputs = {"tokens": torch.arange(12).reshape(2, 6), "scale": 0.5}
+    plan = slim_prune.plan(model, inputs, {"params": 0.5})
+    pruned = plan.apply(model)
+    assert pruned.head.weight is pruned.embedding.weight
+    assert pruned.embedding.weight.shape[1] < 16
+    assert_equals_masked_original(model, pruned, analyse(model, inputs), plan.kept, inputs)
+    assert plan.apply(copy.deepcopy(model), inplace=True).head.weight.shape == pruned.head.weight.shape
+
+
+class Branching(nn.Module):
+    """Data-dependent control flow: neither meta nor fake tensors can run it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        if float(x.sum()) > 0:
+            x = torch.relu(self.b(x))
+        return self.head(x)
+
+
+def test_models_with_data_dependent_control_flow() -> None:
+    torch.manual_seed(0)
+    model, inputs = Branching().eval(), (torch.randn(4, 6),)
+    plan = slim_prune.plan(model, inputs, {"params": 0.6}, round_to=4)
+    pruned = plan.apply(model)
+    assert pruned.b.out_features < 16
+    assert_equals_masked_original(model, pruned, analyse(model, inputs), plan.kept, inputs)
+    assert any("recorded" in note for note in plan.notes)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
 from torch import nn
 
-from slim_core.graph.dims import derive, rules_of
+from slim_core.graph.dims import Derivation, derive, rules_of
+from slim_core.graph.probe import Failure, find_failures
 from slim_core.graph.record import record
-from slim_core.graph.types import Coupling
+from slim_core.graph.rules.base import Rule
+from slim_core.graph.types import Coupling, Frozen, Graph, SourceLine
 from slim_core.registry import Registry
 from slim_core.workload import Inputs
+
+#: How often ambiguous operators are read anew.
+_ROUNDS = 4
 
 
 def analyse(
@@ -27,4 +36,73 @@ def analyse(
     """
     rules = rules_of(registry)
     graph = record(model, example_inputs, rules=rules)
-    return derive(graph, rules).coupling
+    choices: dict[int, int] = {}
+    best: Coupling | None = None
+    for _ in range(_ROUNDS if probe else 1):
+        derivation = _settled(graph, rules, choices)
+        if not probe:
+            return derivation.coupling
+        failures = find_failures(model, example_inputs, derivation.coupling, rules)
+        coupling = _without(derivation.coupling, failures)
+        if best is None or _reach(coupling) > _reach(best):
+            best = coupling
+        again = _advance(derivation, _blamed(derivation, failures), choices)
+        if not again:
+            break
+        choices |= again
+    assert best is not None  # noqa: S101
+    return best
+
+
+def _settled(graph: Graph, rules: Mapping[str, Rule], choices: dict[int, int]) -> Derivation:
+    """Read ambiguous operators anew where everything that they touch is frozen, as often as that leads anywhere."""
+    derivation = derive(graph, rules, choices)
+    for _ in range(_ROUNDS):
+        again = _advance(derivation, derivation.stuck(), choices)
+        if not again:
+            break
+        fresh = derive(graph, rules, choices | again)
+        choices |= again
+        derivation = fresh
+    return derivation
+
+
+def _advance(derivation: Derivation, nodes: list[int], choices: Mapping[int, int]) -> dict[int, int]:
+    steps = {node: choices.get(node, 0) + 1 for node in nodes}
+    return {node: choice for node, choice in steps.items() if choice < derivation.sites[node].options}
+
+
+def _blamed(derivation: Derivation, failures: Mapping[str, Failure]) -> list[int]:
+    """Return the ambiguous operators that may have caused failures: those in the failing module, where it has any."""
+    nodes = derivation.coupling.graph.nodes
+    found: set[int] = set()
+    for name, failure in failures.items():
+        touched = derivation.touching(derivation.coupling.unit_classes[name])
+        module = nodes[failure.node].module if failure.node < len(nodes) else ""
+        near = [node for node in touched if nodes[node].module == module]
+        found.update(near or touched)
+    return sorted(found)
+
+
+def _without(coupling: Coupling, failures: Mapping[str, Failure]) -> Coupling:
+    """Freeze what failed, and what has one unit only."""
+    alone: tuple[str, SourceLine | None] = ("is the only unit of its kind", None)
+    reasons = {group.name: alone for group in coupling.groups if group.units == 1}
+    reasons |= {name: (failure.reason, failure.source) for name, failure in failures.items()}
+    if not reasons:
+        return coupling
+    entries = [
+        Frozen(member.name, member.dim, int(member.indices.size), *reasons[group.name])
+        for group in coupling.groups if group.name in reasons for member in group.members
+    ]  # fmt: skip
+    return replace(
+        coupling,
+        groups=tuple(group for group in coupling.groups if group.name not in reasons),
+        frozen=(*coupling.frozen, *entries),
+        unit_classes={name: units for name, units in coupling.unit_classes.items() if name not in reasons},
+    )
+
+
+def _reach(coupling: Coupling) -> int:
+    """Return how many parameter indices can go."""
+    return int(np.sum([member.indices.size for group in coupling.groups for member in group.members], dtype=np.int64))

@@ -1,13 +1,14 @@
 """Module attributes that repeat a size: what they must become when units go.
 
-Torch's own layers are known by class. In a user's module, an integer attribute follows where the module's forward passed
-its value as a size of a dimension that shrinks, and it has a name that says what it is. The probe then decides.
+Torch's own layers are known by class. In a user's module, an integer attribute follows where the module's forward asked
+for a dimension of its value, and it has a name that says what it is. The probe then decides.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from slim_core.graph.resize import new_sizes
-from slim_core.graph.types import Coupling, Node, Ref
+from slim_core.graph.types import Coupling, Graph
 
 Edits = dict[tuple[int, str], tuple[nn.Module, Any]]
 Kept = Mapping[str, NDArray[np.int64]]
@@ -24,15 +25,29 @@ _HEADS = re.compile(
     r"(n|num)?_?(q|kv|key_value|attention|attn)?_?heads?|groups|(n|num)_groups|num_key_value_heads|num_attention_heads"
 )
 _SIZES = re.compile(
-    r"(attention_|attn_)?(head|d|dim)_?(dim|size|k|v|head)|(all_)?head_size|(embed|embedding|hidden|inner|model|feature|mlp)_?(dim|size|channels|features)s?"
+    r"(attention_|attn_)?(head|d|dim)_?(dim|size|k|v|head)|(all_)?head_size"
+    r"|(embed|embedding|hidden|inner|model|feature|mlp)_?(dim|size|channels|features)s?"
     r"|d_model|dim|channels|planes|width|(in|out|num)_?(channels|features|planes)|split_size|c|n_embd|n_state|d_inner"
 )
-_RESIZING = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten", "aten.expand", "aten.split", "aten.slice", "aten.zeros",
-             "aten.new_zeros", "aten.ones", "aten.full", "aten.empty")  # fmt: skip
+_RESIZING = (
+    "aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten", "aten.expand", "aten.split", "aten.slice",
+    "aten.zeros", "aten.new_zeros", "aten.ones", "aten.full", "aten.empty",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """An attribute of a user's module whose value is the size of a dimension that the module's forward asked for."""
+
+    module: nn.Module
+    name: str
+    value: int
+    dim: int
+
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.modules.batchnorm._NormBase,)
+_NORMS = nn.modules.batchnorm._NormBase
 
 
 def attribute_edits(model: nn.Module, coupling: Coupling, kept: Kept) -> Edits:
@@ -53,9 +68,10 @@ def attribute_edits(model: nn.Module, coupling: Coupling, kept: Kept) -> Edits:
             for name, value in _known(module, own):
                 if getattr(module, name, None) != value:
                     edits[id(module), name] = (module, value)
-    modules = dict(model.named_modules())
-    for node in coupling.graph.nodes:
-        _follow(node, modules.get(node.module), coupling, sizes, edits)
+    for use in attribute_uses(model, coupling.graph):
+        after = sizes[use.value][use.dim]
+        if after != coupling.graph.values[use.value].shape[use.dim]:
+            edits.setdefault((id(use.module), use.name), (use.module, after))
     return edits
 
 
@@ -88,37 +104,34 @@ def _known(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator
         yield "num_parameters", weight[0]
 
 
-def _follow(
-    node: Node, module: nn.Module | None, coupling: Coupling, sizes: list[tuple[int, ...]], edits: Edits
-) -> None:
-    """A size that the user's forward took from an attribute: let the attribute follow."""
-    if module is None or not node.op.startswith(_RESIZING) or type(module).__module__.startswith("torch.nn.modules."):
-        return
-    touched = [*node.outputs, *(v.index for v in node.args.values() if isinstance(v, Ref))]
-    for index in touched:
-        old, new = coupling.graph.values[index].shape, sizes[index]
-        if old == new:
+def attribute_uses(model: nn.Module, graph: Graph) -> list[Use]:
+    """Return where an integer attribute of a user's module was, as far as names and values tell, used as a size."""
+    modules = dict(model.named_modules())
+    integers: dict[str, list[tuple[str, int]]] = {}
+    uses: list[Use] = []
+    for node in graph.nodes:
+        if not node.op.startswith(_RESIZING):
             continue
-        for position, (before, after) in enumerate(zip(old, new, strict=True)):
-            if before != after:
-                is_heads = position < len(old) - 1 and index in node.outputs and "split" not in node.op
-                for name, value in _integers(module):
-                    pattern = (_HEADS, _SIZES) if is_heads else (_SIZES, _HEADS)
-                    if value == before and (id(module), name) not in edits and _matches(name, pattern, module, before):
-                        edits[id(module), name] = (module, after)
+        module = modules.get(node.module)
+        if module is None or type(module).__module__.startswith("torch.nn.modules."):
+            continue
+        if node.module not in integers:
+            integers[node.module] = [(name, value) for name, value in module.__dict__.items() if type(value) is int]
+        own = integers[node.module]
+        if not own:
+            continue
+        for index in node.outputs:
+            shape = graph.values[index].shape
+            for dim, size in enumerate(shape):
+                inner = dim < len(shape) - 1 and "split" not in node.op and "slice" not in node.op
+                patterns = (_HEADS, _SIZES) if inner else (_SIZES, _HEADS)
+                uses += [Use(module, name, index, dim) for name in _fitting(own, size, patterns)]
+    return uses
 
 
-def _matches(name: str, patterns: tuple[re.Pattern[str], re.Pattern[str]], module: nn.Module, value: int) -> bool:
-    """Whether a name fits; where both kinds of names have this value, only the likelier kind does."""
-    likely, other = patterns
-    if likely.fullmatch(name):
-        return True
-    if not other.fullmatch(name):
-        return False
-    return not any(v == value and likely.fullmatch(n) for n, v in _integers(module))
-
-
-def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    for name, value in module.__dict__.items():
-        if type(value) is int:
-            yield name, value
+def _fitting(
+    integers: list[tuple[str, int]], size: int, patterns: tuple[re.Pattern[str], re.Pattern[str]]
+) -> list[str]:
+    """Return the attributes of this value with a fitting name; where both kinds of names have it, the likelier kind."""
+    same = [name for name, value in integers if value == size and size > 1]
+    return [n for n in same if patterns[0].fullmatch(n)] or [n for n in same if patterns[1].fullmatch(n)]

@@ -70,7 +70,7 @@ def isolated(model: nn.Module, stand_in: StandIn) -> Iterator[dict[int, Tensor]]
     modules = list(model.modules())
     snapshots = [_Snapshot(module) for module in modules]
     try:
-        twins: dict[int, Tensor] = {state.names and id(state.tensor): stand_in(state.names[0], state.tensor)
+        twins: dict[int, Tensor] = {id(state.tensor): stand_in(state.names[0], state.tensor)
                                     for state in state_of(model)}  # fmt: skip
         for module in modules:
             _swap(module, twins, stand_in)
@@ -130,7 +130,8 @@ class _Snapshot:
 def quiet_torch(model: nn.Module) -> Iterator[None]:
     """Run torch without fused transformer paths and compilation, and leave all random number generators as they are."""
     with ExitStack() as stack:
-        cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        cuda = list(range(torch.cuda.device_count())) if initialized else []
         stack.enter_context(torch.random.fork_rng(devices=cuda))
         python, legacy = random.getstate(), np.random.get_state()
         stack.callback(random.setstate, python)

@@ -13,7 +13,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +36,10 @@ DeviceKind = Literal["meta", "fake", "real"]
 #: dimension -> kept indices, by the first state-dict name
 Cuts = Mapping[str, Mapping[int, NDArray[np.int64]]]
 Edits = Mapping[tuple[int, str], tuple[nn.Module, Any]]
+
+
+#: constants up to this many entries are kept with the graph
+_SMALL = 64
 
 
 class StopRecordingError(Exception):
@@ -64,11 +68,10 @@ def record(model: nn.Module, example_inputs: Inputs, *, rules: Mapping[str, Any]
         attempt = Attempt(model, example_inputs, kind, rules)
         graph = attempt.run()
         if graph is not None:
-            return Graph(graph.nodes, graph.values, graph.inputs, graph.outputs, kind, graph.model_class, tuple(notes))
-        assert attempt.error is not None  # noqa: S101
+            return replace(graph, notes=tuple(notes))
+        error = attempt.error or RuntimeError("no forward was run")
         if kind != "real":
-            notes.append(f"could not be recorded with {kind} tensors: {first_line(attempt.error)}")
-    error = attempt.error
+            notes.append(f"could not be recorded with {kind} tensors: {first_line(error)}")
     module, source = attempt.locator.locate_error(error)
     where = ", ".join(filter(None, [f"module '{module}'" if module else "", str(source) if source else ""]))
     raise ModelError(
@@ -203,11 +206,11 @@ class _OpInfo:
     decompose: bool
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operator that runs."""
 
     def __init__(self, attempt: Attempt, keep_devices: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []
         self.values: list[Value] = []
         self.inputs: list[int] = []
@@ -219,6 +222,7 @@ class Recorder(TorchDispatchMode):
         self._storages: dict[int, list[int]] = {}
         self._alive: list[Any] = []
         self._foreign: dict[int, tuple[Tensor, Tensor]] = {}
+        self.contents: dict[int, Any] = {}
 
     def add(self, tensor: Tensor, kind: ValueKind, names: tuple[str, ...] = ()) -> int:
         """Make a value of ``tensor`` and return its number."""
@@ -248,7 +252,7 @@ class Recorder(TorchDispatchMode):
     def graph(self, model_class: str) -> Graph:
         return Graph(
             tuple(self.nodes), tuple(self.values), tuple(self.inputs), tuple(self.outputs),
-            self._attempt.kind, model_class,
+            self._attempt.kind, model_class, contents=self.contents,
         )  # fmt: skip
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -309,6 +313,9 @@ class Recorder(TorchDispatchMode):
         if id(tensor) not in self._foreign:
             twin = torch.empty_like(tensor, device="meta")
             self._foreign[id(tensor)] = (tensor, twin)
+            index = self.add(twin, "constant")
+            if tensor.numel() <= _SMALL:
+                self.contents[index] = tensor.tolist()
         return self._foreign[id(tensor)][1]
 
     def _encode(self, value: Any) -> Any:

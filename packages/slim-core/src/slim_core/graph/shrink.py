@@ -70,7 +70,7 @@ def shrink(model: nn.Module, coupling: Coupling, kept: Kept) -> nn.Module:
     """Remove all units that ``kept`` leaves out, in place, and return ``model``.
 
     Parameters and buffers are replaced by smaller ones (ties, ``requires_grad``, dtype, device and memory format stay),
-    and the attributes of known modules follow. Gradients are cut alike. A group that ``kept`` does not name stays whole.
+    and the attributes of known modules follow. Gradients are cut alike. A group that ``kept`` lacks stays whole.
 
     Args:
         model: the model that ``coupling`` was derived from, or a copy of it.
@@ -87,8 +87,8 @@ def shrink(model: nn.Module, coupling: Coupling, kept: Kept) -> nn.Module:
     for first in cuts:
         for name in names[first].names:
             path, _, leaf = name.rpartition(".")
-            owner = _submodule(inner, path, name)
-            table = owner._parameters if leaf in owner._parameters else owner._buffers
+            module = _submodule(inner, path, name)
+            table: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
             tensor = table.get(leaf)
             if tensor is None or tuple(tensor.shape) != names[first].shape:
                 found = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
@@ -98,12 +98,12 @@ def shrink(model: nn.Module, coupling: Coupling, kept: Kept) -> nn.Module:
                 )
             slots.setdefault(first, []).append((table, leaf))
     for first, places in slots.items():
-        table, leaf = places[0]
-        smaller = _cut(table[leaf], cuts[first])
-        for table, leaf in places:
-            table[leaf] = smaller
-    for (_, name), (module, value) in attribute_edits(inner, coupling, kept).items():
-        setattr(module, name, value)
+        owner, name = places[0]
+        smaller = _cut(owner[name], cuts[first])
+        for owner, name in places:
+            owner[name] = smaller
+    for (_, attribute), (target, value) in attribute_edits(inner, coupling, kept).items():
+        setattr(target, attribute, value)
     return model
 
 

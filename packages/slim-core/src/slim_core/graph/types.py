@@ -85,6 +85,7 @@ class Graph:
         device_kind: how it was recorded: ``"meta"``, ``"fake"`` or ``"real"``.
         model_class: the recorded model's class name.
         notes: what a reader should know (why meta was not possible, say).
+        contents: the numbers in small constant tensors that the forward made, by value.
     """
 
     nodes: tuple[Node, ...]
@@ -94,6 +95,7 @@ class Graph:
     device_kind: Literal["meta", "fake", "real"]
     model_class: str
     notes: tuple[str, ...] = ()
+    contents: Mapping[int, Any] = field(default_factory=dict, repr=False)
 
     def value_of(self, name: str) -> Value:
         """Return the value of the parameter or buffer ``name``."""
@@ -131,7 +133,7 @@ class ChannelGroup:
         name: stable name: the module path of the first member that makes the channels.
         units: how many units there are.
         members: every dimension that shrinks when a unit is removed.
-        exact: whether removing units equals masking them. Not so where a layer or group norm takes statistics over them.
+        exact: whether removing units equals masking them; not where a layer or group norm takes statistics over them.
     """
 
     name: str

@@ -136,9 +136,10 @@ class Context:
         if labels is None:
             return None
         table = labels.reshape(rows, -1)
+        first: Labels = table[0]
         for row in table[1:]:
-            self.tie(table[0], row)
-        return table[0]
+            self.tie(first, row)
+        return first
 
     def tie_rows(self, labels: Labels | None, rows: int) -> Labels | None:
         """Tie everything inside each of ``rows`` equal parts, and return one label per part."""

@@ -89,4 +89,9 @@ def _finish(node: Node, ctx: Context, batch: Dims, made: Labels | None, spatial:
     ctx.set((*batch, made, *none), (*([False] * len(batch)), True, *([False] * spatial)))
 
 
-RULES: Mapping[str, Rule] = dict.fromkeys(("aten.convolution", "aten._convolution", "aten.cudnn_convolution", "aten.mkldnn_convolution", "aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"), convolution)  # fmt: skip
+NAMES = (
+    "convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", "conv1d", "conv2d", "conv3d",
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+)  # fmt: skip
+
+RULES: Mapping[str, Rule] = {f"aten.{name}": convolution for name in NAMES}

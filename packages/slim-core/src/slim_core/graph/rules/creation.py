@@ -8,10 +8,14 @@ from slim_core.graph.rules.base import Context, Rule
 from slim_core.graph.types import Node, Ref
 
 ZEROS = ("zeros", "zeros_like", "new_zeros", "_efficientzerotensor")
-ALIKE = ("ones", "ones_like", "new_ones", "full", "full_like", "new_full", "empty", "empty_like", "new_empty", "new_empty_strided",
-         "empty_strided", "empty_permuted", "scalar_tensor")  # fmt: skip
-DIFFERENT = ("arange", "linspace", "logspace", "rand", "randn", "randint", "randperm", "eye", "tril_indices", "triu_indices",
-             "hann_window", "hamming_window", "normal", "bernoulli", "multinomial")  # fmt: skip
+ALIKE = (
+    "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "empty", "empty_like", "new_empty",
+    "new_empty_strided", "empty_strided", "empty_permuted", "scalar_tensor",
+)  # fmt: skip
+DIFFERENT = (
+    "arange", "linspace", "logspace", "rand", "randn", "randint", "randperm", "eye", "tril_indices", "triu_indices",
+    "hann_window", "hamming_window", "normal", "bernoulli", "multinomial",
+)  # fmt: skip
 RANDOM_LIKE = ("rand_like", "randn_like", "randint_like")
 
 

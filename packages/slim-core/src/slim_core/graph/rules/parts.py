@@ -66,7 +66,7 @@ def chunk(node: Node, ctx: Context) -> None:
 
 
 def split(node: Node, ctx: Context) -> None:
-    """``split`` by a list of sizes: the parts are free, or (second reading) equal positions of equal parts go together."""
+    """``split`` by a list of sizes: parts are free, or (second reading) equal positions of equal parts go together."""
     x: Ref = node.args["self"]
     dim = node.args["dim"] % len(ctx.shape(x))
     sizes = [ctx.graph.values[index].shape[dim] for index in node.outputs]
@@ -80,7 +80,10 @@ def _cut(node: Node, ctx: Context, x: Ref, dim: int, sizes: Sequence[int]) -> No
     dims, labels, start = list(ctx.dims(x)), ctx.dims(x)[dim], 0
     for position, size in enumerate(sizes):
         if labels is not None:
-            dims[dim] = labels[start : start + size] if size > 1 else _alone(labels[start : start + 1], ctx)
+            part = labels[start : start + size]
+            if size == 1:
+                _alone(part, ctx)
+            dims[dim] = part if size > 1 else None
         ctx.set(dims, ctx.zero(x), output=position)
         start += size
 

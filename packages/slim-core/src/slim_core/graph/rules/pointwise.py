@@ -14,41 +14,34 @@ from slim_core.graph.types import Node, Ref
 
 #: f(0) = 0
 KEEPS_ZERO = (
-    "relu", "relu6", "silu", "gelu", "tanh", "abs", "neg", "negative", "leaky_relu", "elu", "selu", "celu", "mish", "hardswish",
-    "sin", "tan", "asin", "atan", "sinh", "asinh", "erf", "sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "frac", "sqrt", "square",
-    "softshrink", "hardshrink", "tanhshrink", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
-    "native_dropout", "expm1", "log1p", "clone", "contiguous", "to", "detach", "_to_copy", "alias", "lift_fresh", "lift",
-    "positive", "nan_to_num", "type_as", "softsign", "fake_quantize_per_tensor_affine", "view_as_real_copy", "resolve_conj",
-    "resolve_neg", "pin_memory", "requires_grad", "cuda", "cpu", "float", "double", "half", "relu_6", "arctan", "arcsin", "arctanh",
-    "atanh", "deg2rad", "rad2deg", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max", "threshold", "rrelu", "_conj", "copy",
+    "relu", "relu6", "silu", "gelu", "tanh", "abs", "neg", "negative", "leaky_relu", "elu", "selu", "celu", "mish",
+    "hardswish", "sin", "tan", "asin", "atan", "sinh", "asinh", "erf", "sign", "sgn", "floor", "ceil", "round",
+    "trunc", "fix", "frac", "sqrt", "square", "softshrink", "hardshrink", "tanhshrink", "dropout",
+    "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "expm1", "log1p", "clone",
+    "contiguous", "to", "detach", "_to_copy", "alias", "lift_fresh", "lift", "positive", "nan_to_num", "type_as",
+    "softsign", "fake_quantize_per_tensor_affine", "view_as_real_copy", "resolve_conj", "resolve_neg", "pin_memory",
+    "requires_grad", "cuda", "cpu", "float", "double", "half", "relu_6", "arctan", "arcsin", "arctanh", "atanh",
+    "deg2rad", "rad2deg", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max", "threshold", "rrelu", "_conj",
+    "copy",
 )  # fmt: skip
 #: f(0) != 0, and finite
 LOSES_ZERO = (
-    "sigmoid", "exp", "exp2", "cos", "cosh", "acos", "softplus", "hardsigmoid", "log_sigmoid", "erfc", "logical_not",
-    "isnan", "isinf", "isfinite", "bitwise_not", "logit", "sinc", "i0",
+    "sigmoid", "exp", "exp2", "cos", "cosh", "acos", "softplus", "hardsigmoid", "log_sigmoid", "erfc",
+    "logical_not", "isnan", "isinf", "isfinite", "bitwise_not", "logit", "sinc", "i0",
 )  # fmt: skip
 #: infinite at 0: the masked original would not be finite
 SINGULAR = ("log", "log2", "log10", "rsqrt", "reciprocal", "digamma", "lgamma", "erfinv_")
 #: zero where all operands are
-SUMS = ("add", "sub", "subtract", "rsub", "maximum", "minimum", "fmax", "fmin", "bitwise_or", "bitwise_xor", "logical_or",
-        "logical_xor", "lerp", "where", "hypot", "__or__", "__xor__")  # fmt: skip
+SUMS = (
+    "add", "sub", "subtract", "rsub", "maximum", "minimum", "fmax", "fmin", "bitwise_or", "bitwise_xor",
+    "logical_or", "logical_xor", "lerp", "where", "hypot", "__or__", "__xor__",
+)  # fmt: skip
 #: zero where one operand is
 PRODUCTS = ("mul", "multiply", "logical_and", "bitwise_and", "__and__")
 QUOTIENTS = ("div", "divide", "true_divide", "floor_divide", "remainder", "fmod")
 COMPARISONS = (
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "not_equal",
-    "less",
-    "greater",
-    "less_equal",
-    "greater_equal",
-    "isclose",
-)
+    "eq", "ne", "lt", "le", "gt", "ge", "not_equal", "less", "greater", "less_equal", "greater_equal", "isclose",
+)  # fmt: skip
 
 
 def keeps_zero(node: Node, ctx: Context) -> None:
@@ -96,13 +89,13 @@ def multiplied(node: Node, ctx: Context) -> None:
 def divided(node: Node, ctx: Context) -> None:
     divisor = node.args["other"]
     if isinstance(divisor, Ref):
-        for labels, zero in zip(ctx.dims(divisor), ctx.zero(divisor), strict=True):
-            if zero:
+        for labels, masked in zip(ctx.dims(divisor), ctx.zero(divisor), strict=True):
+            if masked:
                 ctx.freeze(labels, "divides by a channel that is zero when masked")
     dividend: Any = node.args["self"]
     refs = _operands(node, ctx)
     dims, _ = broadcast(ctx, refs, any_zero=True)
-    zero = [False] * len(dims)
+    zero: list[bool] = [False] * len(dims)
     if isinstance(dividend, Ref):
         own = ctx.zero(dividend)
         shape = ctx.shape(dividend)

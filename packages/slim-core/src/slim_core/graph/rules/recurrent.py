@@ -13,8 +13,9 @@ def recurrent(node: Node, ctx: Context) -> None:
     ctx.freeze_all(f"{kind}: recurrent layers keep their sizes")
 
 
-RULES: Mapping[str, Rule] = {
-    f"aten.{name}": recurrent
-    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "_cudnn_rnn",
-                 "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "mkldnn_rnn_layer")
-}  # fmt: skip
+NAMES = (
+    "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "_cudnn_rnn",
+    "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "mkldnn_rnn_layer",
+)  # fmt: skip
+
+RULES: Mapping[str, Rule] = {f"aten.{name}": recurrent for name in NAMES}

@@ -11,16 +11,24 @@ from slim_core.graph.types import Node, Ref
 
 SUMS = ("sum", "nansum", "count_nonzero")
 NORMS = ("norm", "linalg_vector_norm", "frobenius_norm")
-OTHERS = ("mean", "nanmean", "max", "min", "amax", "amin", "argmax", "argmin", "aminmax", "prod", "any", "all", "std", "var", "var_mean",
-          "std_mean", "logsumexp", "median", "nanmedian", "mode", "kthvalue")  # fmt: skip
+OTHERS = (
+    "mean", "nanmean", "max", "min", "amax", "amin", "argmax", "argmin", "aminmax", "prod", "any", "all", "std",
+    "var", "var_mean", "std_mean", "logsumexp", "median", "nanmedian", "mode", "kthvalue",
+)  # fmt: skip
 #: keep the dimension, but mix along it
-ALONG = ("softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "softmin", "sort", "topk", "cumprod", "cummax",
-         "cummin", "logcumsumexp", "argsort", "msort")  # fmt: skip
-POOLS = ("max_pool{}d", "max_pool{}d_with_indices", "avg_pool{}d", "adaptive_avg_pool{}d", "_adaptive_avg_pool{}d",
-         "adaptive_max_pool{}d", "lp_pool{}d", "fractional_max_pool{}d")  # fmt: skip
-UPSAMPLINGS = ("upsample_nearest{}d", "_upsample_nearest_exact{}d", "upsample_linear{}d", "upsample_bilinear{}d",
-               "upsample_bicubic{}d", "upsample_trilinear{}d", "_upsample_bilinear{}d_aa", "_upsample_bicubic{}d_aa",
-               "reflection_pad{}d", "replication_pad{}d", "_pad_circular{}")  # fmt: skip
+ALONG = (
+    "softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "softmin", "sort", "topk", "cumprod",
+    "cummax", "cummin", "logcumsumexp", "argsort", "msort",
+)  # fmt: skip
+POOLS = (
+    "max_pool{}d", "max_pool{}d_with_indices", "avg_pool{}d", "adaptive_avg_pool{}d", "_adaptive_avg_pool{}d",
+    "adaptive_max_pool{}d", "lp_pool{}d", "fractional_max_pool{}d",
+)  # fmt: skip
+UPSAMPLINGS = (
+    "upsample_nearest{}d", "_upsample_nearest_exact{}d", "upsample_linear{}d", "upsample_bilinear{}d",
+    "upsample_bicubic{}d", "upsample_trilinear{}d", "_upsample_bilinear{}d_aa", "_upsample_bicubic{}d_aa",
+    "reflection_pad{}d", "replication_pad{}d", "_pad_circular{}",
+)  # fmt: skip
 
 
 def summed(node: Node, ctx: Context) -> None:

@@ -1,7 +1,8 @@
 """Operators that rearrange indices without computing: views, permutations, repetition, pixel shuffle.
 
-A view that splits a channel dimension into several lets exactly one of the new dimensions carry the channels; along the
-others the channels are tied. Which one is a choice (whole heads, or equal positions of all heads): see ``Context.choose``.
+A view that splits a channel dimension into several lets exactly one of the new dimensions carry the channels; along
+the others the channels are tied. Which one is a choice (whole heads, or equal positions of all heads): see
+``Context.choose``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ import numpy as np
 from slim_core.graph.rules.base import Context, Dims, Labels, Rule, UnsupportedError
 from slim_core.graph.types import Node, Ref
 
-_CONTRACTIONS = ("matmul", "bmm", "baddbmm", "scaled_dot_product", "einsum")
-_PASSING = ("permute", "transpose", "select", "unbind", "chunk", "contiguous", "clone", "mul", "div", "expand", "view",
-            "reshape", "split", "unsqueeze", "squeeze", "cat", "slice", "add", "t", "neg", "stack", "rsub", "sub")  # fmt: skip
+_CONTRACTIONS = (
+    "matmul", "bmm", "baddbmm", "scaled_dot_product", "einsum",
+)  # fmt: skip
+_PASSING = (
+    "permute", "transpose", "select", "unbind", "chunk", "contiguous", "clone", "mul", "div", "expand", "view",
+    "reshape", "split", "unsqueeze", "squeeze", "cat", "slice", "add", "t", "neg", "stack", "rsub", "sub",
+)  # fmt: skip
 
 
 def view(node: Node, ctx: Context) -> None:
@@ -277,11 +282,15 @@ def unfold(node: Node, ctx: Context) -> None:
         ctx.set((*dims[:-2], ctx.tie_rows(labels, shape[-3]), None, None), (*zero[:-2], zero[-2], False, False))
 
 
+VIEWS = (
+    "view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten", "view_as", "reshape_as", "ravel",
+)  # fmt: skip
+PERMUTATIONS = ("permute", "transpose", "t", "swapaxes", "swapdims", "numpy_T", "mT")
+
 RULES: Mapping[str, Rule] = {
-    **{f"aten.{n}": view for n in ("view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten", "view_as",
-                                   "reshape_as", "ravel")},
+    **{f"aten.{name}": view for name in VIEWS},
+    **{f"aten.{name}": permute for name in PERMUTATIONS},
     "aten.view.dtype": lambda node, ctx: ctx.freeze_all("reinterpreted bytes"),
-    **{f"aten.{n}": permute for n in ("permute", "transpose", "t", "swapaxes", "swapdims", "numpy_T", "mT")},
     "aten.squeeze": squeeze,
     "aten.unsqueeze": unsqueeze,
     "aten.expand": expand,
@@ -299,4 +308,4 @@ RULES: Mapping[str, Rule] = {
     "aten.as_strided": same_layout,
     "aten.im2col": unfold,
     "aten.col2im": unfold,
-}  # fmt: skip
+}

@@ -1,0 +1,283 @@
+"""The proof of a coupling: the user's own forward, run on a smaller model without data.
+
+The smaller forward must run the same operators, give every tensor the size that the labels predict, cut and select at
+the predicted places, and compute with the same numbers (a scale that is taken from a size would change). Many groups
+share one forward; a failure is traced to the groups that cause it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from slim_core.graph.attributes import attribute_edits, attribute_uses
+from slim_core.graph.isolate import unwrap
+from slim_core.graph.record import Attempt, Recorder, StopRecordingError
+from slim_core.graph.resize import resize_graph
+from slim_core.graph.rules.base import Rule, refs_of
+from slim_core.graph.shrink import cuts_of, removed_classes
+from slim_core.graph.source import first_line
+from slim_core.graph.types import Coupling, Graph, Node, Ref, SourceLine
+from slim_core.workload import Inputs
+
+Ints = NDArray[np.int64]
+Kept = Mapping[str, Ints]
+
+#: arguments that say sizes: what they must be follows from the shapes, which are compared
+_SIZES = frozenset({
+    "size", "shape", "sizes", "split_size", "split_sizes", "normalized_shape", "HxW", "N", "C", "repeats", "dims",
+    "output_size", "start", "end", "index", "pad", "num_groups", "group",
+})  # fmt: skip
+#: operators that cut or shape at numbers which the forward computes
+_HAZARDS = (
+    "aten.slice", "aten.split", "aten.chunk", "aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten",
+    "aten.expand", "aten.constant_pad", "aten.select", "aten.zeros", "aten.new_", "aten.full", "aten.ones",
+    "aten.repeat", "aten.group_norm",
+)  # fmt: skip
+_MOST_RUNS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a smaller model does not work.
+
+    Args:
+        reason: what went wrong.
+        source: the user's line.
+        node: number of the operator that it went wrong at, in the original recording.
+    """
+
+    reason: str
+    source: SourceLine | None
+    node: int
+
+
+def check(model: nn.Module, example_inputs: Inputs, coupling: Coupling, kept: Kept) -> Failure | None:
+    """Run the forward as it would be after ``shrink(model, coupling, kept)``, without data or any change to ``model``.
+
+    Args:
+        model: the model that ``coupling`` was derived from.
+        example_inputs: its example inputs.
+        coupling: what ``analyse`` returned.
+        kept: kept unit numbers by group name.
+
+    Returns:
+        ``None`` where everything is as predicted, else what went wrong first.
+    """
+    return _run(unwrap(model), example_inputs, coupling, kept, None)
+
+
+def find_failures(
+    model: nn.Module, example_inputs: Inputs, coupling: Coupling, rules: Mapping[str, Rule] | None = None
+) -> dict[str, Failure]:
+    """Return the groups whose units cannot be removed, with the reason."""
+    return _Search(unwrap(model), example_inputs, coupling, rules).failures()
+
+
+class _Search:
+    """Narrows failures of a common forward down to groups."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, coupling: Coupling, rules: Mapping[str, Rule] | None) -> None:
+        self.model, self.inputs, self.coupling, self.rules = model, inputs, coupling, rules
+        self.runs = 0
+        self.number = {group.name: number for number, group in enumerate(coupling.groups)}
+
+    def failures(self) -> dict[str, Failure]:
+        bad: dict[str, Failure] = {}
+        every = [group.name for group in self.coupling.groups if group.units > 1]
+        self._narrow(every, bad, most=False)
+        for name in self._sharing():
+            failure = None if name in bad else self._test([name], False)
+            if failure is not None:
+                bad[name] = failure
+        cut = self._hazardous()
+        self._narrow([name for name in every if name in cut and name not in bad], bad, most=True)
+        return bad
+
+    def _narrow(self, names: list[str], bad: dict[str, Failure], *, most: bool) -> None:
+        while names:
+            failure = self._test(names, most)
+            if failure is None:
+                return
+            suspects = self._touched(failure.node, names) or names
+            found = self._blame(suspects, failure, most) if len(suspects) > 1 else {suspects[0]: failure}
+            bad |= found
+            names = [name for name in names if name not in found]
+
+    def _blame(self, names: Sequence[str], failure: Failure, most: bool) -> dict[str, Failure]:
+        """Return which of ``names``, which fail together, fail alone; all of them where none does."""
+        if len(names) == 1 or self.runs > _MOST_RUNS:
+            return dict.fromkeys(names, failure)
+        middle = len(names) // 2
+        found: dict[str, Failure] = {}
+        for half in (names[:middle], names[middle:]):
+            own = self._test(half, most)
+            if own is not None:
+                found |= self._blame(half, own, most)
+        return found or dict.fromkeys(names, failure)
+
+    def _test(self, names: Iterable[str], most: bool) -> Failure | None:
+        self.runs += 1
+        kept = {name: _kept_units(name, units, self.number[name], most) for name in names
+                for units in (len(self.coupling.unit_classes[name]),)}  # fmt: skip
+        return _run(self.model, self.inputs, self.coupling, kept, self.rules)
+
+    def _touched(self, node: int, names: Sequence[str]) -> list[str]:
+        classes = self._classes_at(self.coupling.graph.nodes[node : node + 1])
+        return [name for name in names if np.isin(self.coupling.unit_classes[name], classes).any()]
+
+    def _sharing(self) -> list[str]:
+        """Return groups that share a module attribute with another one: together they may hide each other's failure."""
+        owner = {int(c): name for name, units in self.coupling.unit_classes.items() for c in units}
+        users: dict[tuple[int, str], set[str]] = {}
+        for use in attribute_uses(self.model, self.coupling.graph):
+            classes = self.coupling.labels[use.value][use.dim]
+            names = set() if classes is None else {owner[c] for c in classes.tolist() if c in owner}
+            users.setdefault((id(use.module), use.name), set()).update(names)
+        return sorted(set().union(*(names for names in users.values() if len(names) > 1)))
+
+    def _hazardous(self) -> set[str]:
+        nodes = [node for node in self.coupling.graph.nodes if node.op.startswith(_HAZARDS)]
+        classes = self._classes_at(nodes)
+        return {name for name, units in self.coupling.unit_classes.items() if np.isin(units, classes).any()}
+
+    def _classes_at(self, nodes: Sequence[Node]) -> Ints:
+        indices = {i for node in nodes for i in (*node.outputs, *(ref.index for ref in refs_of(node.args.values())))}
+        found = {id(c): c for index in indices for c in self.coupling.labels[index] if c is not None}
+        return np.unique(np.concatenate(list(found.values()))) if found else np.zeros(0, dtype=np.int64)
+
+
+def _kept_units(name: str, units: int, number: int, most: bool) -> Ints:
+    """Return what a test keeps: never the first unit; with ``most`` the last one alone.
+
+    An odd number is removed, so that proportions are not met by accident, and another one from the next group, so that
+    sizes that must be equal are not.
+    """
+    if most:
+        return np.array([units - 1], dtype=np.int64)
+    odd = range(1, max(int(0.6 * units), 2), 2)
+    removed = odd[(number * 3 + len(odd) // 2) % len(odd)]
+    order = np.random.default_rng(zlib.crc32(name.encode())).permutation(units - 1)[: units - removed] + 1
+    return np.sort(order).astype(np.int64)
+
+
+def _run(
+    model: nn.Module, inputs: Inputs, coupling: Coupling, kept: Kept, rules: Mapping[str, Rule] | None
+) -> Failure | None:
+    comparison = _Comparison(coupling, kept)
+    attempt = Attempt(
+        model, inputs, coupling.graph.device_kind, rules,
+        cuts=cuts_of(coupling, kept), edits=attribute_edits(model, coupling, kept), observer=comparison, locate=False,
+    )  # fmt: skip
+    graph = attempt.run()
+    if comparison.failure is not None:
+        return comparison.failure
+    nodes = coupling.graph.nodes
+    if graph is None:
+        done = len(attempt.recorder.nodes) if attempt.recorder is not None else 0
+        assert attempt.error is not None  # noqa: S101
+        _, source = attempt.locator.locate_error(attempt.error)
+        reason = f"the forward fails with fewer channels: {first_line(attempt.error)}"
+        return Failure(reason, source or (nodes[done].source if done < len(nodes) else None), done)
+    if len(graph.nodes) != len(nodes) or graph.outputs != coupling.graph.outputs:
+        return Failure("the forward does something else with fewer channels", None, len(nodes) - 1)
+    return None
+
+
+class _Comparison:
+    """Compares each operator of a smaller forward with what the labels predict."""
+
+    def __init__(self, coupling: Coupling, kept: Kept) -> None:
+        self.original, self.coupling = coupling.graph, coupling
+        self.predicted: Graph = resize_graph(coupling, kept)
+        self.gone = removed_classes(coupling, kept)
+        self.failure: Failure | None = None
+
+    def __call__(self, node: Node, recorder: Recorder) -> None:
+        reason = self._difference(node, recorder)
+        if reason is not None:
+            source = self.original.nodes[node.index].source if node.index < len(self.original.nodes) else None
+            self.failure = Failure(reason, source, min(node.index, len(self.original.nodes) - 1))
+            raise StopRecordingError
+
+    def _difference(self, node: Node, recorder: Recorder) -> str | None:
+        if node.index >= len(self.original.nodes) or node.op != self.original.nodes[node.index].op:
+            return "the forward takes another way with fewer channels"
+        expected = self.predicted.nodes[node.index]
+        if node.outputs != expected.outputs or refs_of(node.args.values()) != refs_of(expected.args.values()):
+            return "the forward takes another way with fewer channels"
+        for name, value in node.args.items():
+            if name not in _SIZES and value != expected.args[name] and value == value:
+                was = expected.args[name]
+                return f"the forward computes with a number that depends on the size: {was} becomes {value}"
+        for ref in refs_of(node.args.values()):
+            if recorder.contents.get(ref.index) != self.original.contents.get(ref.index):
+                return "the forward makes a constant that depends on the size"
+        for index in node.outputs:
+            if recorder.values[index].shape != self.predicted.values[index].shape:
+                was, now = recorder.values[index].shape, self.predicted.values[index].shape
+                return f"the forward fixes a size: {node.op.split('.')[1]} gives {list(was)}, expected {list(now)}"
+        return self._misplaced(node)
+
+    def _misplaced(self, node: Node) -> str | None:
+        """Compare the places that a slice, a selection or a padding counts from the start."""
+        kind = node.op.split(".")[1]
+        if kind not in ("slice", "select", "constant_pad_nd", "group_norm", "native_group_norm"):
+            return None
+        before = self.original.nodes[node.index]
+        if kind.endswith("group_norm"):
+            return self._regrouped(node, before)
+        x: Ref = node.args["self"]
+        shape = self.original.values[x.index].shape
+        if kind == "constant_pad_nd":
+            return self._padded(node, before, len(shape))
+        dim = node.args["dim"] % len(shape)
+        places = self._left(x.index, dim)
+        if len(places) == shape[dim] and node.args == before.args:
+            return None
+        if kind == "select":
+            old, new = before.args["index"] % shape[dim], node.args["index"] % max(len(places), 1)
+            return None if places[new] == old else "the forward selects a fixed place among channels"
+        step = node.args.get("step") or 1
+        start, end, _ = slice(before.args.get("start"), before.args.get("end")).indices(shape[dim])
+        chosen = np.arange(start, end, step)
+        old_places = chosen[np.isin(chosen, places)]
+        start, end, _ = slice(node.args.get("start"), node.args.get("end")).indices(len(places))
+        return (
+            None if np.array_equal(places[start:end:step], old_places) else "the forward cuts channels at a fixed place"
+        )
+
+    def _padded(self, node: Node, before: Node, rank: int) -> str | None:
+        out = node.outputs[0]
+        size = self.original.values[out].shape
+        for n in range(len(before.args["pad"]) // 2):
+            dim = rank - 1 - n
+            left = self._left(out, dim)
+            for side, amount in enumerate(before.args["pad"][2 * n : 2 * n + 2]):
+                if amount > 0:
+                    inside = left < amount if side == 0 else left >= size[dim] - amount
+                    if int(inside.sum()) != node.args["pad"][2 * n + side]:
+                        return "the forward pads channels by a fixed amount"
+        return None
+
+    def _regrouped(self, node: Node, before: Node) -> str | None:
+        name = "num_groups" if "num_groups" in node.args else "group"
+        old, new = before.args[name], node.args[name]
+        x: Ref = node.args["input"]
+        if old == self.original.values[x.index].shape[1]:
+            fits = new == self.predicted.values[x.index].shape[1]
+        else:
+            fits = new == old
+        return None if fits else "the forward fixes the number of groups of a norm"
+
+    def _left(self, index: int, dim: int) -> Ints:
+        """Return which places of a dimension stay."""
+        classes = self.coupling.labels[index][dim]
+        if classes is None:
+            return np.arange(self.original.values[index].shape[dim])
+        return np.flatnonzero(~np.isin(classes, self.gone))

@@ -42,6 +42,20 @@ def test_durations(value, text):
 
 
 @pytest.mark.parametrize(
+    ("value", "beside", "text"),
+    [
+        (0.04, 1.92, "± 0.04 ms"),
+        (0.65, 48.2, "± 0.7 ms"),
+        (3.2, 480, "± 3 ms"),
+        (0.002, 0.05, "± 2.0 µs"),
+        (20, 2500, "± 0.02 s"),
+    ],
+)
+def test_spreads_are_written_like_the_median_beside_them(value, beside, text):
+    assert fmt.spread(value, beside) == text
+
+
+@pytest.mark.parametrize(
     ("before", "after", "unit", "text"),
     [
         (0.98, 0.975, "share", "−0.50 points"),

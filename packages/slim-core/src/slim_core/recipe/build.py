@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -236,7 +237,7 @@ def _try(workload: Workload, recipe: Recipe) -> tuple[MetricInfo, ...]:
         )
         metrics = task.metrics()
         for name, metric in metrics.items():
-            _attempt(lambda m=metric: m.update(outputs, batch), f"metric '{name}' fails on the model's outputs", where)
+            _attempt(partial(metric.update, outputs, batch), f"metric '{name}' fails on the model's outputs", where)
     return _metric_infos(task, metrics, recipe)
 
 

@@ -25,6 +25,7 @@ class Comparison:
         unit: how the figures are written.
         verdict: whether the compressed model is better; ``"accepted"`` is worse by no more than the recipe allows.
         spread: half-width texts for original and compressed, where there are any.
+        interval: what is known about the factor, where anything is.
     """
 
     group: str
@@ -35,6 +36,7 @@ class Comparison:
     unit: fmt.Unit
     verdict: Verdict
     spread: tuple[str, str] = ("", "")
+    interval: str = ""
 
     @property
     def change(self) -> str:
@@ -125,17 +127,21 @@ def latency_comparison(row: LatencyRow) -> Comparison:
     threads = f", {row.threads} thread{'s' if row.threads != 1 else ''}" if row.threads else ""
     interval = ""
     if row.speedup_low is not None and row.speedup_high is not None:
-        interval = f"; speed-up {row.speedup:.2f}× (95 %: {row.speedup_low:.2f}–{row.speedup_high:.2f})"
+        interval = f"{row.speedup:.2f}×, 95 %: {row.speedup_low:.2f}–{row.speedup_high:.2f}"
     verdicts: dict[str, Verdict] = {"faster": "better", "slower": "worse", "even": "even"}
     return Comparison(
         "Latency",
         f"{row.backend}, batch {row.batch}",
-        f"{row.runtime}{threads}{interval}",
+        f"{row.runtime}{threads}",
         row.original_ms,
         row.compressed_ms,
         "ms",
         verdicts[row.verdict],
-        (f"± {fmt.milliseconds(row.original_iqr_ms / 2)}", f"± {fmt.milliseconds(row.compressed_iqr_ms / 2)}"),
+        (
+            fmt.spread(row.original_iqr_ms / 2, row.original_ms),
+            fmt.spread(row.compressed_iqr_ms / 2, row.compressed_ms),
+        ),
+        interval,
     )
 
 

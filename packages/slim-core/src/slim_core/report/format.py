@@ -55,6 +55,14 @@ def milliseconds(value: float) -> str:
     return significant(value) + " ms"
 
 
+def spread(value: float, beside: float) -> str:
+    """Return ``± 0.04 ms``: a half-width, in the unit and to the digits of the median beside it."""
+    scale, unit = (1e-3, "s") if beside >= 1000 else (1e3, "µs") if beside < 0.1 else (1.0, "ms")
+    median = beside * scale
+    digits = max(0, 2 - int(f"{median:.2e}".rpartition("e")[2])) if median else 2
+    return f"± {value * scale:.{digits}f} {unit}"
+
+
 def percent(share: float, digits: int = 2) -> str:
     """Return ``97.25 %`` for 0.9725."""
     return f"{share * 100:.{digits}f} %".replace("-", MINUS)

@@ -19,9 +19,9 @@ FOLD_ROWS = 40
 
 _WORDS = {
     "better": "better",
-    "accepted": "within what the recipe allows",
+    "accepted": "within tolerance",
     "worse": "worse",
-    "even": "no difference",
+    "even": "same",
     "unknown": "",
 }
 
@@ -101,19 +101,22 @@ def _table(report: Report) -> str:
     return _section(
         "Before and after",
         '<div class="scroll"><table><thead><tr><th scope="col">Figure</th><th scope="col" class="num">Original</th>'
-        '<th scope="col" class="num">Compressed</th><th scope="col" class="num">Change</th><th scope="col"></th></tr>'
+        '<th scope="col" class="num">Compressed</th><th scope="col" class="num change">Change</th>'
+        '<th scope="col"></th></tr>'
         f"</thead>{''.join(body)}</table></div>",
     )
 
 
 def _table_row(row: figures.Comparison) -> str:
     remark = f"<small>{_text(row.remark)}</small>" if row.remark else ""
+    interval = f"<small>{_text(row.interval)}</small>" if row.interval else ""
     spread = [f"<small>{_text(text)}</small>" if text else "" for text in row.spread]
     return (
         f'<tr><th scope="row">{_text(row.label)}{remark}</th>'
         f'<td class="num">{_text(fmt.value(row.original, row.unit))}{spread[0]}</td>'
         f'<td class="num strong">{_text(fmt.value(row.compressed, row.unit))}{spread[1]}</td>'
-        f'<td class="num">{_text(row.change)}</td><td>{_badge(row, row.factor or _WORDS[row.verdict] or "–")}</td></tr>'
+        f'<td class="num change">{_text(row.change)}</td>'
+        f"<td>{_badge(row, row.factor or _WORDS[row.verdict] or '–')}{interval}</td></tr>"
     )
 
 
@@ -140,7 +143,7 @@ def _stages(report: Report) -> str:
     for position, stage in enumerate(stages):
         style = "bar before" if position == 0 else "bar"
         cells = "".join(
-            f"<td>{_text(item.text)}{f' <small>{_text(item.change)}</small>' if item.change else ''}"
+            f"<td>{_text(item.text)}{f'<small>{_text(item.change)}</small>' if item.change else ''}"
             f'<span class="{style}" aria-hidden="true"><i style="width:{item.share * 100:.1f}%"></i></span></td>'
             for item in stage.figures
         )

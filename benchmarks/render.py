@@ -41,8 +41,22 @@ def dependency_weight(data: dict[str, Any]) -> str:
     return table(("package", "requirement", "measured version", "own", "with what it brings beyond torch"), rows) + note
 
 
+def training_speed(data: dict[str, Any]) -> str:
+    rows = [
+        (row["variant"], f"{row['images_per_s']:,.0f}", "{:,.0f} to {:,.0f}".format(*row["quartiles"]))
+        for row in data["rows"]
+    ]
+    what = f"`{data['model']}` of width {data['width']} at {data['size']}x{data['size']}, batch {data['batch']}"
+    note = (
+        f"\n\nMedian and quartiles over {data['rounds']} rounds in which the variants took turns: {what}, "
+        f"{data['threads']} threads on {data['platform']}, torch {data['torch']}."
+    )
+    return table(("training", "images per second", "quartiles"), rows) + note
+
+
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "dependency_weight": dependency_weight,
+    "training_speed": training_speed,
 }
 
 

@@ -15,16 +15,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import slim_zoo
 import torch
-from slim_zoo.data import CropFlip, Normalize
 from torch.nn import functional
 
+import slim_zoo
 from slim_core.data import TensorSource
 from slim_core.files import write_json
 from slim_core.tasks import ClassificationTask
 from slim_core.training import FitConfig, fit
 from slim_core.workload import Workload
+from slim_zoo.data import CropFlip, Normalize
 
 RESULTS = Path(__file__).parent / "results" / "training_speed.json"
 

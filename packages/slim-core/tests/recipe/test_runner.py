@@ -187,6 +187,18 @@ def test_a_finished_run_is_only_drawn_again(recipe, registry, tmp_path):
     assert first.title in (tmp_path / "report.html").read_text()
 
 
+def test_a_run_that_is_resumed_with_other_packages_says_so(recipe, registry, tmp_path):
+    recipe["steps"].append({"kind": "t.nudge", "interrupt": str(tmp_path / "marker")})
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path / "out", registry=registry)
+    state = json.loads((tmp_path / "out/steps/run.json").read_text())
+    state["versions"]["torch"] = "1.0"
+    (tmp_path / "out/steps/run.json").write_text(json.dumps(state))
+    report = run(recipe, tmp_path / "out", registry=registry)
+    (text,) = [note.text for note in report.notes if "different packages" in note.text]
+    assert text.endswith(f"different packages: torch 1.0 and then {torch.__version__}")
+
+
 def test_another_title_or_tolerance_does_not_train_again(recipe, registry, tmp_path):
     run(recipe, tmp_path, registry=registry)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "steps").rglob("result.json")}
@@ -246,7 +258,7 @@ def test_too_little_space_is_an_error_before_training(recipe, registry, tmp_path
 HOLDER = """
 import sys, time
 from slim_core.recipe.folder import open_folder
-with open_folder(sys.argv[1], "x", {}):
+with open_folder(sys.argv[1], "x", {}, versions={}):
     print("held", flush=True)
     time.sleep(600)
 """

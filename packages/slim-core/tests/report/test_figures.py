@@ -122,7 +122,7 @@ def test_layer_tables_take_all_columns():
         (None, "–"),
         (True, "yes"),
         (12345, "12\N{NARROW NO-BREAK SPACE}345"),
-        (0.5, "0.5000"),
+        (0.5, "0.5"),
         ({"a": 1}, "a: 1"),
         ([1, "b"], "1, b"),
     ],

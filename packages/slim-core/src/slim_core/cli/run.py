@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def run(app: App, recipe: str, out: Path | None, overrides: tuple[str, ...], ove
     from slim_core.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, app.registry, overrides=overrides)
-    folder = out if out is not None else Path("out") / loaded.name.replace("/", "-")
+    folder = out if out is not None else Path("out") / re.sub(r"[^A-Za-z0-9._-]+", "-", loaded.name)
 
     from slim_core.recipe.runner import run_recipe
     from slim_core.report.figures import headline

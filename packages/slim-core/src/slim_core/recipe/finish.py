@@ -105,7 +105,7 @@ def finish(
         reproduce=_reproduce(recipe, registry, prepared),
         dataset=prepared.dataset,
     )
-    report = replace(report, notes=(*judge(report), *report.notes))
+    report = replace(report, notes=(*judge(report), *report.notes, *_version_notes(folder, report.versions)))
     write_text(folder.file(files.RESOLVED), yaml.safe_dump(header_recipe, sort_keys=False, allow_unicode=True))
     write_views(report, folder.path)
     return report
@@ -127,7 +127,7 @@ def rerender(recipe: Recipe, folder: OutFolder) -> Report | None:
         report.recipe.get(key) == wanted.get(key)
         for key in ("name", "description", "export", "measure", "compare", "steps")
     )
-    if not same or any(not folder.file(name).is_file() for name in report.files.values() if name != files.CARD):
+    if not same or any(not folder.file(name).is_file() for name in report.files.values() if name not in files.VIEWS):
         return None
     write_views(report, folder.path)
     return report
@@ -200,6 +200,18 @@ def _local_files(recipe: Recipe, registry: Registry) -> list[str]:
     wanted += [("backends", name) for name in (recipe.measure.backends if recipe.measure else ())]
     owners = [entry.plugin for kind, name in wanted for entry in registry.entries(kind) if entry.name == name]
     return list(dict.fromkeys(owner for owner in owners if owner.endswith(".py")))
+
+
+def _version_notes(folder: OutFolder, now: Mapping[str, str]) -> list[Note]:
+    changed = [
+        f"{name} {folder.versions.get(name, 'not installed')} and then {now.get(name, 'not installed')}"
+        for name in dict.fromkeys((*folder.versions, *now))
+        if folder.versions.get(name) != now.get(name)
+    ]
+    if not changed:
+        return []
+    text = f"the run was begun and resumed with different packages: {'; '.join(changed)}"
+    return [Note("warning", text, hint="the same recipe may give another model when it is run in one go")]
 
 
 def _where(row: StepRow) -> str:

@@ -26,6 +26,9 @@ CARD = "README.md"
 RESOLVED = "recipe.resolved.yaml"
 STEPS = "steps"
 
+#: what is drawn from the report's figures
+VIEWS = (HTML, CARD)
+
 #: everything that a run writes into its folder, beside exported files
 OWN_FILES = (CHECKPOINT, REPORT, HTML, CARD, RESOLVED, "model.onnx", "original.onnx", "model.onnx.data")
 _LOCK = ".slim-lock"
@@ -38,10 +41,12 @@ class OutFolder:
     Args:
         path: the folder.
         identity: hash of recipe and weights.
+        versions: packages that the run was begun with.
     """
 
     path: Path
     identity: str
+    versions: Mapping[str, str]
 
     def file(self, name: str) -> Path:
         """Return the path of ``name`` in the folder."""
@@ -85,7 +90,12 @@ class OutFolder:
 
 @contextmanager
 def open_folder(
-    out: str | os.PathLike[str], identity: str, recipe: Mapping[str, Any], *, overwrite: bool = False
+    out: str | os.PathLike[str],
+    identity: str,
+    recipe: Mapping[str, Any],
+    *,
+    versions: Mapping[str, str],
+    overwrite: bool = False,
 ) -> Iterator[OutFolder]:
     """Take hold of an output folder for the length of a run.
 
@@ -93,6 +103,7 @@ def open_folder(
         out: the folder; made if it is not there.
         identity: hash of recipe and weights.
         recipe: the resolved recipe, to tell what differs from the run that the folder holds.
+        versions: packages, noted when the run begins.
         overwrite: remove what an earlier run left.
 
     Raises:
@@ -114,9 +125,11 @@ def open_folder(
             _wipe(path)
         _check_owner(path, identity, recipe)
         state_file = path / STEPS / "run.json"
-        if not state_file.is_file():
-            write_json(state_file, {"format": STATE_FORMAT, "run": identity, "recipe": recipe})
-        yield OutFolder(path, identity)
+        state = _read_json(state_file)
+        if state is None:
+            state = {"format": STATE_FORMAT, "run": identity, "recipe": recipe, "versions": dict(versions)}
+            write_json(state_file, state)
+        yield OutFolder(path, identity, state.get("versions", {}))
     finally:
         os.close(lock)  # this also gives the lock back
 

@@ -26,6 +26,7 @@ from slim_core.recipe.rows import channel_rows, json_value, model_row, table_row
 from slim_core.recipe.schema import Recipe, Step
 from slim_core.registry import Registry
 from slim_core.report.data import Report, StepRow
+from slim_core.report.machine import versions
 from slim_core.technique import Run, StepResult
 from slim_core.workload import Workload
 
@@ -87,7 +88,8 @@ def run_recipe(
     identity = recipe.identity()
     if workload is not None:
         identity = _identity_with(identity, workload)
-    with files.open_folder(out, identity, recipe.resolved(), overwrite=overwrite) as folder:
+    packages = versions({"slim-core", *registry.installed})
+    with files.open_folder(out, identity, recipe.resolved(), versions=packages, overwrite=overwrite) as folder:
         state = _State()
         try:
             with seeded(recipe.seed):  # the caller's generators are given back as they were

@@ -229,7 +229,7 @@ def plain(figure: Any) -> str:
     if isinstance(figure, int):
         return f"{figure:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     if isinstance(figure, float):
-        return fmt.significant(figure, 4)
+        return f"{figure:.4g}".replace("-", fmt.MINUS)
     if isinstance(figure, Mapping):
         return ", ".join(f"{key}: {plain(item)}" for key, item in figure.items())
     if isinstance(figure, list | tuple):

@@ -209,14 +209,15 @@ def _keys(chart: figures.Chart) -> str:
 def _layers(report: Report) -> str:
     parts = [_step_details(step) for step in report.steps]
     text = "".join(part for part in parts if part)
-    return _section("What each step told", text) if text else ""
+    return _section("Details of each step", text) if text else ""
 
 
 def _step_details(step: StepRow) -> str:
     if not step.layers and not step.details:
         return ""
     title = "original" if step.index == 0 else f"{step.index}. {step.name}"
-    parts = [f"<h3>{_text(title)} <span class='soft'>{_text(step.kind)}</span></h3>"]
+    kind = f' <span class="soft">{_text(step.kind)}</span>' if step.kind != step.name else ""
+    parts = [f"<h3>{_text(title)}{kind}</h3>"]
     if step.details:
         parts.append(_list((key.replace("_", " "), figures.plain(value)) for key, value in step.details.items()))
     if step.layers:
@@ -280,7 +281,7 @@ def _facts(report: Report) -> str:
         + (f"<h3>Files</h3>{files}" if report.files else "")
         + "<details><summary>The recipe, with every default</summary>"
         + f"<pre><code>{_text(recipe)}</code></pre></details>",
-        "The same recipe, seed and package versions give the same model file, byte for byte, on such a machine.",
+        "The same recipe, seed and package versions give the same model file, byte for byte.",
     )
 
 

@@ -34,7 +34,8 @@ def slim_register_cost_models(register: Register) -> None:
 
 @hookimpl
 def slim_register_backends(register: Register) -> None:
-    pass
+    register("eager", Lazy("slim_core.measure.eager", "EagerBackend"))
+    register("compile", Lazy("slim_core.measure.eager", "CompileBackend"))
 
 
 @hookimpl

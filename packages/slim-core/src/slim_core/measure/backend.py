@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from numpy.typing import NDArray
 from torch import nn
 
+from slim_core.errors import MeasureError
 from slim_core.workload import Inputs
 
 
@@ -32,23 +33,33 @@ class Artifact:
     name: str = "model"
     quantized: bool | None = None
 
-    def needs(self, backend: str, part: str) -> Any:
-        """Return ``model`` or ``onnx``.
+    def model_for(self, backend: str) -> nn.Module:
+        """Return the model.
 
         Raises:
-            MeasureError: the artifact has no such part.
+            MeasureError: there is none.
         """
-        value = getattr(self, part)
-        if value is None:
-            from slim_core.errors import MeasureError
+        if self.model is None:
+            raise MeasureError(
+                f"backend '{backend}' runs PyTorch models, and '{self.name}' is only a file",
+                hint="give the model: Artifact(model=...)",
+            )
+        return self.model
 
-            hint = {
-                "model": "give the PyTorch model: Artifact(model=…)",
-                "onnx": "export it first (slim_core.export.to_onnx) and give the file: Artifact(onnx=…)",
-            }[part]
-            what = {"model": "a PyTorch model", "onnx": "an ONNX file"}[part]
-            raise MeasureError(f"backend '{backend}' needs {what}, and '{self.name}' has none", hint=hint)
-        return value
+    def onnx_for(self, backend: str) -> Path:
+        """Return the ONNX file.
+
+        Raises:
+            MeasureError: there is none.
+        """
+        if self.onnx is None:
+            raise MeasureError(
+                f"backend '{backend}' runs ONNX files, and '{self.name}' has none",
+                hint="export it first with slim_core.export.to_onnx, and give the file: Artifact(onnx=...)",
+            )
+        if not Path(self.onnx).is_file():
+            raise MeasureError(f"there is no file {self.onnx}", where=f"artifact '{self.name}'")
+        return Path(self.onnx)
 
 
 class Session(ABC):

@@ -7,6 +7,7 @@ machine reinstalls nothing. ``isolated`` and ``build`` make environments of thei
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -78,8 +79,13 @@ def chosen(session: nox.Session) -> tuple[list[str], list[str]]:
 @nox.session(venv_backend="none")
 def demo(session: nox.Session) -> None:
     """Train, prune, fine-tune, quantize, export, measure and report: ``nox -s demo [-- --data fashion-mnist]``."""
+    parser = argparse.ArgumentParser(prog="nox -s demo --")
+    parser.add_argument("--data", choices=("digits", "fashion-mnist"), default="digits")
+    parser.add_argument("--output", help="folder of the run (default: out/demo-DATA)")
+    arguments, more = parser.parse_known_args(session.posargs)
+    output = arguments.output or f"out/demo-{arguments.data}"
     python = shared_python(session)
-    session.run(python, "examples/demo.py", *session.posargs, external=True)
+    session.run(python, "-m", "slim_core", "run", f"mobilenet_v1-{arguments.data}", "-o", output, *more, external=True)
 
 
 @nox.session(venv_backend="none")

@@ -1,0 +1,68 @@
+"""Promises that the repository as a whole keeps."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
+SOURCES = sorted(path for package in PACKAGES for path in (package / "src").rglob("*.py"))
+
+#: Calls that run code found in data, by dotted name.
+UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "os._exit"}
+UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
+
+
+def dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return ""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "packages")))
+def test_library_code_runs_nothing_that_data_names(path: Path) -> None:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and dotted(node.func) in UNSAFE_CALLS:
+            found.append(f"line {node.lineno}: {dotted(node.func)}")
+        if isinstance(node, ast.Import):
+            found += [f"line {node.lineno}: import {a.name}" for a in node.names if a.name.split(".")[0] in UNSAFE_MODULES]
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UNSAFE_MODULES:
+            found.append(f"line {node.lineno}: from {node.module}")
+    assert found == []
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_each_package_carries_what_a_release_needs(package: Path) -> None:
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    module = package.name.replace("-", "_")
+    assert project["license"] == "Apache-2.0"
+    assert (package / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert (package / "src" / module / "py.typed").is_file()
+    assert re.search(rf"^## {re.escape(project['version'])}\b", (package / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert (package / project["readme"]).stat().st_size > 0
+    if package.name != "slim-core":
+        assert "slim-core>=0.1.0.dev0,<0.2" in project["dependencies"]
+        assert project["entry-points"]["slim"] == {package.name.removeprefix("slim-"): f"{module}.plugin"}
+
+
+def test_the_figures_in_the_docs_are_those_of_the_results() -> None:
+    result = subprocess.run(
+        [sys.executable, "benchmarks/render.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_every_page_of_the_docs_is_reachable() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text()
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert {page for page in pages if page not in nav} == set()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
+import random
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,10 +17,15 @@ from torch import Tensor, nn
 
 from slim_core.errors import CheckpointError
 from slim_core.graph.types import ChannelGroup
+from slim_core.measure import Artifact, Session
+from slim_core.measure.eager import EagerBackend, TorchSession
 from slim_core.plugins import load_plugins
 from slim_core.registry import Registry
 from slim_core.technique import Run, StepResult, StrictConfig
 from slim_core.testing.contracts import (
+    BackendCase,
+    BackendContract,
+    CostModelContract,
     ImportanceContract,
     ReplayCase,
     ReplayerContract,
@@ -27,7 +35,7 @@ from slim_core.testing.contracts import (
 from slim_core.testing.contracts.importance import _group
 from slim_core.testing.workloads import TinyNet, differences, fingerprint, tiny_workload
 from slim_core.training.technique import FitTechnique
-from slim_core.workload import Transform, Workload
+from slim_core.workload import Transform, Workload, call, tensors_of
 
 
 class TestFit(TechniqueContract):
@@ -359,3 +367,163 @@ def test_the_tiny_workload_is_the_same_each_time_and_leaves_the_global_generator
     assert differences(fingerprint(first.model), fingerprint(second.model)) == []
     assert torch.equal(first.train[0][0], second.train[0][0])
     assert differences(fingerprint(first.model), fingerprint(tiny_workload(seed=1).model)) != []
+
+
+# --- backends -------------------------------------------------------------------------------------------------------
+
+
+class TestEager(BackendContract):
+    """The core's own backend keeps the contract."""
+
+    @pytest.fixture
+    def case(self) -> BackendCase:
+        return BackendCase(EagerBackend)
+
+    @pytest.fixture
+    def registry(self) -> Registry:
+        return load_plugins(select=[]).registry
+
+
+class _Session(TorchSession):
+    def __init__(self, backend: type[EagerBackend], model: nn.Module, threads: int | None) -> None:
+        super().__init__(model, threads, "eager")
+        self.model, self.backend = model, backend
+
+
+def broken_backend(**methods: Any) -> type[EagerBackend]:
+    """Make an eager backend whose sessions have some of their methods replaced."""
+    session = type("Broken", (_Session,), methods)
+
+    class Backend(EagerBackend):
+        def prepare(self, artifact: Artifact, example_inputs: Any, *, threads: int | None = None) -> Session:
+            return session(Backend, artifact.model_for(self.name), threads)
+
+    return Backend
+
+
+def _halved(self: Any, inputs: Any) -> list[Any]:
+    return [output * 0.5 for output in TorchSession.run(self, inputs)]
+
+
+def _first_only(self: Any, inputs: Any) -> list[Any]:
+    return TorchSession.run(self, inputs)[:1]
+
+
+def _reused(self: Any, inputs: Any) -> list[Any]:
+    """Gives out the same memory each time."""
+    outputs = TorchSession.run(self, inputs)
+    kept = self.__dict__.setdefault("kept", outputs)
+    for mine, new in zip(kept, outputs, strict=True):
+        mine[...] = new
+    return kept
+
+
+def _remembered(self: Any, inputs: Any) -> list[Any]:
+    return self.__dict__.setdefault("first", TorchSession.run(self, inputs))
+
+
+def _as_it_is(self: Any, inputs: Any) -> list[Any]:
+    with torch.no_grad():
+        return [tensor.numpy() for tensor in tensors_of(call(self.model, inputs))]
+
+
+def _leaves_eval(self: Any, inputs: Any) -> list[Any]:
+    self.model.eval()
+    return _as_it_is(self, inputs)
+
+
+def _leaves_threads(self: Any, inputs: Any) -> list[Any]:
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    return TorchSession.run(self, inputs)
+
+
+def _changes_inputs(self: Any, inputs: Any) -> list[Any]:
+    outputs = TorchSession.run(self, inputs)
+    inputs[0].add_(1)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        (_halved, "it_computes_what_the_model_computes"),
+        (_first_only, "it_returns_every_output_in_order"),
+        (_reused, "a_second_input_gives_its_own_outputs_and_spares_the_first_ones"),
+        (_remembered, "a_second_input_gives_its_own_outputs_and_spares_the_first_ones"),
+        (_as_it_is, "a_model_in_training_mode_runs_as_in_eval_mode_and_stays_in_training_mode"),
+        (_leaves_eval, "a_model_in_training_mode_runs_as_in_eval_mode_and_stays_in_training_mode"),
+        (_leaves_threads, "it_leaves_the_settings_of_the_process_as_they_were"),
+        (_changes_inputs, "it_changes_neither_the_model_nor_the_inputs"),
+    ],
+)
+def test_breaches_of_a_backend_are_found(run: Any, name: str) -> None:
+    threads = torch.get_num_threads()
+    found = backend_breaches(broken_backend(run=run))
+    torch.set_num_threads(threads)
+    assert name in found
+
+
+def test_a_sound_backend_passes() -> None:
+    assert backend_breaches(broken_backend()) == set()
+
+
+def backend_breaches(backend: type[EagerBackend]) -> set[str]:
+    registry = Registry()
+    registry.register("backends", "eager", backend, plugin="test")
+    found = set()
+    for name, test in inspect.getmembers(BackendContract(), callable):
+        if not name.startswith("test_") or "module_it_names" in name:
+            continue
+        fixtures = {
+            "case": BackendCase(backend),
+            "registry": registry,
+            "model": tiny_workload().model,
+            "inputs": (torch.rand(3, 3, 8, 8),),
+            "batch": 5,
+            "prepare": lambda model, inputs, threads=None: backend().prepare(
+                Artifact(model=model), inputs, threads=threads
+            ),
+        }
+        try:
+            test(**{argument: fixtures[argument] for argument in inspect.signature(test).parameters})
+        except Exception:
+            found.add(name.removeprefix("test_"))
+    return found
+
+
+# --- cost models ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["macs", "params", "bytes", "memory"])
+class TestCostModels(CostModelContract):
+    """The core's own cost models keep the contract."""
+
+    @pytest.fixture
+    def cost_model(self, name: str) -> Any:
+        found = load_plugins(select=[]).registry.get("cost_models", name)
+        return found() if isinstance(found, type) else found
+
+
+class _Cost:
+    unit = "things"
+
+    def __init__(self, total: Callable[[Any], float]) -> None:
+        self.total = total
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"),
+    [
+        (lambda graph: float(sum(prod(value.shape) for value in graph.values)), set()),
+        (lambda graph: 0.0, {"the_total_is_a_positive_number"}),
+        (lambda graph: 1.0 / len(graph.nodes) if graph.nodes else math.nan, {"a_model_without_layers_is_no_accident"}),
+        (
+            lambda graph: 1e6 / sum(prod(value.shape) for value in graph.values),
+            {"a_wider_model_costs_no_less", "a_pruned_graph_costs_no_more_and_needs_no_new_recording"},
+        ),
+        (lambda graph: random.random() + 1e-9, {"the_same_graph_costs_the_same"}),
+    ],
+)
+def test_breaches_of_a_cost_model_are_found(total: Callable[[Any], float], expected: set[str]) -> None:
+    found = breaches(CostModelContract(), cost_model=_Cost(total))
+    assert expected <= found if expected else found == set()

@@ -21,7 +21,7 @@ from slim_core.discovery import CORE, core_version
 from slim_core.errors import OutputFolderError, SlimError
 
 Kind = Literal["technique", "importance", "backend"]
-KINDS: tuple[Kind, ...] = ("technique", "importance")
+KINDS: tuple[Kind, ...] = ("technique", "importance", "backend")
 
 _OWN = ("slim", CORE, "slim-zoo", "slim-prune", "slim-quant", "slim-distill", "slim-nas", "slim-latency")
 _DESCRIPTIONS: dict[Kind, str] = {
@@ -32,7 +32,7 @@ _DESCRIPTIONS: dict[Kind, str] = {
 _NEEDS: dict[Kind, tuple[str, ...]] = {
     "technique": (CORE, "torch>=2.13,<3", "pydantic>=2.8,<3"),
     "importance": (CORE, "slim-prune", "torch>=2.13,<3"),
-    "backend": (CORE, "torch>=2.13,<3"),
+    "backend": (CORE, "torch>=2.13,<3", "numpy>=2.0"),
 }
 #: path in the new package -> template
 _COMMON = {

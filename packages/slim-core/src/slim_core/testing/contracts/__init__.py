@@ -19,14 +19,26 @@ pytest.register_assert_rewrite(
     *(f"slim_core.testing.contracts.{name}" for name in ("backend", "cost", "importance", "replayer", "technique"))
 )
 
+from slim_core.testing.contracts.backend import (  # noqa: E402
+    BackendCase,
+    BackendContract,
+    model_artifact,
+    onnx_artifact,
+)
+from slim_core.testing.contracts.cost import CostModelContract  # noqa: E402
 from slim_core.testing.contracts.importance import ImportanceContract  # noqa: E402
 from slim_core.testing.contracts.replayer import ReplayCase, ReplayerContract  # noqa: E402
 from slim_core.testing.contracts.technique import TechniqueCase, TechniqueContract  # noqa: E402
 
 __all__ = [
+    "BackendCase",
+    "BackendContract",
+    "CostModelContract",
     "ImportanceContract",
     "ReplayCase",
     "ReplayerContract",
     "TechniqueCase",
     "TechniqueContract",
+    "model_artifact",
+    "onnx_artifact",
 ]

@@ -71,7 +71,7 @@ def test_the_package_is_complete(kind: Kind) -> None:
 def test_the_example_of_the_tutorial_is_what_the_command_writes() -> None:
     if not EXAMPLE.is_dir():
         pytest.skip("only in a checkout of the repository")
-    made = {"__pycache__", ".pytest_cache"}
+    made = {"__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", "build", "dist"}
     found = {
         str(path.relative_to(EXAMPLE)): path.read_text(encoding="utf-8")
         for path in EXAMPLE.rglob("*")

@@ -1,4 +1,7 @@
-"""Edits of an ONNX graph: quantized weights folded into integers, dead parts and tracing metadata removed."""
+"""Edits of an ONNX graph: quantized weights folded into integers, dead parts and tracing metadata removed.
+
+Everything here keeps what the graph computes, to the bit where integers are concerned.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from slim_core.extras import require
 
 def clean(proto: Any) -> list[str]:
     """Fold, prune and strip ``proto`` in place; return notes."""
+    use_global_pooling(proto)
     folded = fold_quantized_weights(proto)
+    fold_weight_transposes(proto)
+    drop_saturated_activations(proto)
     remove_dead(proto)
     strip_metadata(proto)
     name_batch(proto)
@@ -49,6 +55,65 @@ def quantize_linear(values: NDArray[Any], scale: NDArray[Any], zero_point: NDArr
     rounded = np.rint((values / scale).astype(np.float32)) + zero_point.astype(np.float32)
     saturated: NDArray[Any] = np.clip(rounded, limits.min, limits.max).astype(zero_point.dtype)
     return saturated
+
+
+def fold_weight_transposes(proto: Any) -> None:
+    """Transpose integer weights in the file, in place of ``Transpose`` after their ``DequantizeLinear``."""
+    onnx = require("onnx", "slim-core[onnx]")
+    graph = proto.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    for node in list(graph.node):
+        maker = makers.get(node.input[0]) if node.op_type == "Transpose" else None
+        if maker is None or maker.input[0] not in weights:
+            continue
+        array = onnx.numpy_helper.to_array(weights[maker.input[0]])
+        order = next((list(item.ints) for item in node.attribute if item.name == "perm"), list(range(array.ndim))[::-1])
+        moved = onnx.numpy_helper.from_array(np.ascontiguousarray(array.transpose(order)), f"{node.output[0]}_integers")
+        fresh = onnx.helper.make_node("DequantizeLinear", [moved.name, *maker.input[1:]], list(node.output), maker.name)
+        axis = next((item.i for item in maker.attribute if item.name == "axis"), None)
+        if axis is not None:
+            fresh.attribute.append(onnx.helper.make_attribute("axis", order.index(axis % array.ndim)))
+        graph.initializer.append(moved)
+        position = list(graph.node).index(node)
+        graph.node.remove(node)
+        graph.node.insert(position, fresh)
+
+
+def drop_saturated_activations(proto: Any) -> None:
+    """Remove ``Relu`` and ``Clip`` whose every reader quantizes to a range that saturates at the same values."""
+    onnx = require("onnx", "slim-core[onnx]")
+    graph = proto.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    kept_values = {value.name for value in graph.output}
+    for node in [node for node in graph.node if node.op_type in ("Relu", "Clip")]:
+        readers = [other for other in graph.node if node.output[0] in other.input]
+        ends = _ends(onnx, node, constants)
+        quantizers = all(other.op_type == "QuantizeLinear" and other.input[0] == node.output[0] for other in readers)
+        if not readers or not quantizers or ends is None or node.output[0] in kept_values:
+            continue
+        if all(_saturates(onnx, reader, ends, constants) for reader in readers):
+            for reader in readers:
+                reader.input[0] = node.input[0]
+            graph.node.remove(node)
+
+
+def use_global_pooling(proto: Any) -> None:
+    """Write a mean over all space of an image tensor as ``GlobalAveragePool``, which runtimes have in integers."""
+    onnx = require("onnx", "slim-core[onnx]")
+    graph = proto.graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in [*graph.value_info, *graph.input]}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in constants:
+            continue
+        rank = ranks.get(node.input[0], 0)
+        axes = {int(axis) % max(rank, 1) for axis in onnx.numpy_helper.to_array(constants[node.input[1]]).reshape(-1)}
+        keeps = all(item.i == 1 for item in node.attribute if item.name == "keepdims")
+        if rank >= 4 and axes == set(range(2, rank)) and keeps:
+            node.op_type = "GlobalAveragePool"
+            del node.attribute[:]
+            del node.input[1:]
 
 
 def remove_dead(proto: Any) -> None:
@@ -124,3 +189,29 @@ def _strip_nodes(nodes: Any) -> None:
                 _strip_graph(attribute.g)
             for graph in attribute.graphs:
                 _strip_graph(graph)
+
+
+def _ends(onnx: Any, node: Any, constants: dict[str, Any]) -> tuple[float, float] | None:
+    """Return the lowest and highest result of ``Relu`` or ``Clip``, or ``None`` when they are not constant."""
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    names = [*node.input[1:], "", ""][:2]
+    if any(name and name not in constants for name in names):
+        return None
+    low, high = (float(onnx.numpy_helper.to_array(constants[name]).reshape(())) if name else None for name in names)
+    return (float("-inf") if low is None else low), (float("inf") if high is None else high)
+
+
+def _saturates(onnx: Any, reader: Any, ends: tuple[float, float], constants: dict[str, Any]) -> bool:
+    """Tell whether both ends fall on or beyond the last integers of ``reader``, so that clipping changes nothing."""
+    if len(reader.input) < 3 or any(name not in constants for name in reader.input[1:3]):
+        return False
+    scale, zero_point = (onnx.numpy_helper.to_array(constants[name]) for name in reader.input[1:3])
+    if scale.size != 1:
+        return False
+    limits = np.iinfo(zero_point.dtype)
+    with np.errstate(over="ignore"):
+        low, high = (
+            float(np.rint(np.float32(end) / scale.reshape(()))) + float(zero_point.reshape(())) for end in ends
+        )
+    return low <= limits.min and high >= limits.max

@@ -17,6 +17,7 @@ from torch import nn
 
 from slim_core.errors import ExportError
 from slim_core.export import folding, parity
+from slim_core.export.quantizers import has_fake_quantizers, with_onnx_quantizers
 from slim_core.extras import require
 from slim_core.files import atomic_path
 from slim_core.graph.export import export_program, user_line
@@ -84,8 +85,8 @@ def to_onnx(
     onnx = require("onnx", "slim-core[onnx]")
     require("onnxscript", "slim-core[onnx]")
     target = Path(path)
-    quantized = any(_fake_quantizes(node) for node in _nodes(model))
-    program = export_program(model, example_inputs, dynamic_batch=dynamic_batch)
+    quantized = has_fake_quantizers(model)
+    program = export_program(with_onnx_quantizers(model), example_inputs, dynamic_batch=dynamic_batch)
     proto = _translate(program, type(model).__name__, opset)
     notes = list(folding.clean(proto))
     size = _write(onnx, proto, target)
@@ -175,11 +176,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _nodes(model: nn.Module) -> list[Any]:
-    return list(model.graph.nodes) if isinstance(model, torch.fx.GraphModule) else []
-
-
-def _fake_quantizes(node: Any) -> bool:
-    return "fake_quantize" in str(node.target)

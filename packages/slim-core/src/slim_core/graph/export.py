@@ -67,7 +67,9 @@ class ExportedModel(fx.GraphModule):
         return self.train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExportedModel:
-        return _assemble(copying.deepcopy(self.__dict__, memo), memo, id(self), type(self).__name__)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, from copying its tree specifications
+            return _assemble(copying.deepcopy(self.__dict__, memo), memo, id(self), type(self).__name__)
 
 
 def export_graph(
@@ -141,6 +143,13 @@ def make_functional(graph_module: fx.GraphModule) -> tuple[str, ...]:
             user.replace_input_with(changed, node)
     graph_module.recompile()
     return tuple(left)
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """Return a deep copy of ``graph``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, from copying its tree specifications
+        return copying.deepcopy(graph)
 
 
 def user_line(error: BaseException) -> str | None:

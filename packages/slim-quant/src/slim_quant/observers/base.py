@@ -1,0 +1,48 @@
+"""The contract of an observer, and the names that configurations use."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from slim_core.errors import UnknownNameError, close_match
+from slim_quant.schemes import Scheme
+
+#: names of the observers, for configurations and messages
+OBSERVERS = ("abs_max", "min_max", "moving_average", "percentile", "mse")
+
+
+class Observer(Protocol):
+    """Watches one tensor."""
+
+    def update(self, values: Tensor) -> None:
+        """Take in one batch."""
+
+    def range(self, scheme: Scheme) -> tuple[Tensor, Tensor]:
+        """Return the lowest and highest value to represent, 0-dimensional float64.
+
+        Raises:
+            ValueError: nothing was observed.
+        """
+
+
+def make_observer(name: str) -> Observer:
+    """Return a fresh observer.
+
+    Raises:
+        UnknownNameError: no observer has this name.
+    """
+    from slim_quant.observers import histogram, minmax
+
+    makers: dict[str, type[Observer]] = {
+        "abs_max": minmax.AbsMaxObserver,
+        "min_max": minmax.MinMaxObserver,
+        "moving_average": minmax.MovingAverageObserver,
+        "percentile": histogram.PercentileObserver,
+        "mse": histogram.MSEObserver,
+    }
+    if name not in makers:
+        hint = f"{close_match(name, OBSERVERS)} known: {', '.join(OBSERVERS)}".strip()
+        raise UnknownNameError(f"unknown observer '{name}'", hint=hint)
+    return makers[name]()

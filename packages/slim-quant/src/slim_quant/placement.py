@@ -1,0 +1,231 @@
+"""Where quantizers go: which activations, with which shared scales, and which weights. Changes no graph.
+
+A value that an integer operator reads or writes is quantized. An activation that the runtime does by saturation (ReLU)
+counts as part of the operator before it. Operators that only move values, and concatenations, share one scale between
+input and output, so that nothing is quantized twice on different grids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+from torch import Tensor, fx
+
+from slim_core.errors import PatternError, close_match
+from slim_core.graph.export import ExportedModel
+from slim_quant.graph import is_float, module_path, op_name, owner_of, rank
+from slim_quant.targets import CLIPPING, PASSING, TRANSPOSED, Target
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationPlace:
+    """A quantized activation: the node, and the node whose scale it uses (itself, or another of its group)."""
+
+    node: str
+    scale: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPlace:
+    """A quantized weight.
+
+    Args:
+        name: the state-dict name that the graph reads.
+        axis: the axis of the output channels.
+        layers: names of the nodes that use it.
+    """
+
+    name: str
+    axis: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """All quantizers of a model, and what stays in float and why."""
+
+    activations: tuple[ActivationPlace, ...]
+    weights: tuple[WeightPlace, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "activations": [[place.node, place.scale] for place in self.activations],
+            "weights": [[place.name, place.axis, list(place.layers)] for place in self.weights],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Placement:
+        return cls(
+            tuple(ActivationPlace(str(node), str(scale)) for node, scale in data["activations"]),
+            tuple(WeightPlace(str(name), int(axis), tuple(map(str, layers))) for name, axis, layers in data["weights"]),
+        )
+
+
+def place(model: ExportedModel, target: Target, *, skip: Sequence[str] = ()) -> Placement:
+    """Decide where ``target`` needs quantizers.
+
+    Args:
+        model: the exported model, batch norms folded.
+        target: the runtime.
+        skip: globs over layer names (module paths of weights); these layers stay in float.
+
+    Raises:
+        PatternError: a pattern of ``skip`` matches no layer.
+    """
+    return _Placer(model, target, skip).place()
+
+
+def layer_name(node: fx.Node) -> str:
+    """Return the name of a layer: the path of the module that owns its weight, or its node's name."""
+    weight = owner_of(node.args[1]) if len(node.args) > 1 else None
+    if weight is None:
+        return module_path(node) or node.name
+    return weight.removesuffix(".weight")
+
+
+class _Placer:
+    def __init__(self, model: ExportedModel, target: Target, skip: Sequence[str]) -> None:
+        self.nodes: list[fx.Node] = list(model.graph.nodes)
+        self.target = target
+        self.wanted: set[fx.Node] = set()
+        self.parents: dict[fx.Node, fx.Node] = {}
+        self.weights: dict[str, list[fx.Node]] = {}
+        self.notes: list[str] = []
+        self.skipped = self._skipped(skip)
+
+    def place(self) -> Placement:
+        for node in self.nodes:
+            name = op_name(node)
+            if name in self.target.weighted:
+                self._weighted(node, name)
+            elif name in self.target.concat:
+                self._concat(node)
+            elif name in self.target.binary | self.target.matmul:
+                self._product_or_sum(node)
+            elif name in self.target.pools and rank(node) >= 3 and _reduces_space(node):
+                self._read(node.args[0])
+                self._write(node)
+            elif name in self._all_weighted():
+                self.notes.append(f"{layer_name(node)} stays in float: {self.target.name} has no integer {name}")
+        self._through_passing()
+        order = {node: position for position, node in enumerate(self.nodes)}
+        found = sorted(self.wanted, key=order.__getitem__)
+        roots: dict[fx.Node, str] = {}
+        for node in found:
+            roots.setdefault(self._root(node), node.name)  # the first of a group in execution order
+        activations = tuple(ActivationPlace(node.name, roots[self._root(node)]) for node in found)
+        weights = tuple(
+            WeightPlace(name, 0 if op_name(users[0]) not in TRANSPOSED else 1, tuple(user.name for user in users))
+            for name, users in self.weights.items()
+        )
+        return Placement(activations, weights, tuple(self.notes))
+
+    def _weighted(self, node: fx.Node, name: str) -> None:
+        layer = layer_name(node)
+        weight = owner_of(node.args[1])
+        if layer in self.skipped:
+            self.notes.append(f"{layer} stays in float: it is skipped")
+        elif weight is None or not is_float(node.args[0]) or not is_float(node):
+            self.notes.append(f"{layer} stays in float: its weight is computed, or it does not work on float32")
+        else:
+            self.weights.setdefault(weight, []).append(node)
+            self._read(node.args[0])
+            last = _fused_end(node)
+            if self.target.outputs and not (name in self.target.float_results and _is_output(last)):
+                self.wanted.add(last)
+
+    def _product_or_sum(self, node: fx.Node) -> None:
+        if not all(is_float(item) and owner_of(item) is None and rank(item) for item in node.args[:2]):
+            return  # a scalar or a constant: left to float
+        if not any(self._from_integers(item) for item in node.args[:2]):
+            return  # both sides are computed in float: integers would only cost
+        for item in node.args[:2]:
+            self._read(item)
+        self._write(node)
+
+    def _concat(self, node: fx.Node) -> None:
+        parts = node.args[0]
+        if not isinstance(parts, list | tuple) or not all(is_float(part) and owner_of(part) is None for part in parts):
+            return
+        if not all(self._from_integers(part) for part in parts):
+            return
+        for part in parts:
+            self._read(part)
+            self._join(cast(fx.Node, part), node)
+        self.wanted.add(node)
+
+    def _from_integers(self, node: Any) -> bool:
+        """Tell whether the value is quantized already, looking through what only moves values."""
+        seen = node
+        while isinstance(seen, fx.Node) and seen not in self.wanted and (op_name(seen) in PASSING | CLIPPING):
+            seen = seen.args[0]
+        return isinstance(seen, fx.Node) and (seen in self.wanted or _fused_end(seen) in self.wanted)
+
+    def _read(self, node: Any) -> None:
+        if isinstance(node, fx.Node) and is_float(node) and owner_of(node) is None:
+            self.wanted.add(node)
+
+    def _write(self, node: fx.Node) -> None:
+        self.wanted.add(_fused_end(node))
+
+    def _through_passing(self) -> None:
+        """Let operators that only move values use one scale for input and output, where both sides are quantized."""
+        for node in reversed(self.nodes):  # a wanted result wants its source
+            if node in self.wanted and op_name(node) in PASSING:
+                source = _source(node)
+                if source is not None:
+                    self.wanted.add(source)
+                    self._join(source, node)
+
+    def _join(self, first: fx.Node, second: fx.Node) -> None:
+        self.parents[self._root(second)] = self._root(first)
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        while self.parents.get(node, node) is not node:
+            node = self.parents[node]
+        return node
+
+    def _skipped(self, skip: Sequence[str]) -> set[str]:
+        layers = [layer_name(node) for node in self.nodes if op_name(node) in self._all_weighted()]
+        matched: set[str] = set()
+        for pattern in skip:
+            hits = {layer for layer in layers if fnmatchcase(layer, pattern)}
+            if not hits:
+                hint = f"{close_match(pattern, layers)} layers: {', '.join(layers[:20])}".strip()
+                raise PatternError(f"skip pattern '{pattern}' matches no layer", hint=hint)
+            matched |= hits
+        return matched
+
+    def _all_weighted(self) -> frozenset[str]:
+        return self.target.weighted | TRANSPOSED
+
+
+def _fused_end(node: fx.Node) -> fx.Node:
+    """Return the activation that is done by saturation after ``node``, or ``node``."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and op_name(users[0]) in CLIPPING else node
+
+
+def _source(node: fx.Node) -> fx.Node | None:
+    """Return the tensor whose values ``node`` moves; through the tuple of a split."""
+    source = node.args[0]
+    if isinstance(source, fx.Node) and not isinstance(source.meta.get("val"), Tensor):
+        source = source.args[0] if op_name(source) in PASSING else None
+    return source if isinstance(source, fx.Node) and is_float(source) and owner_of(source) is None else None
+
+
+def _is_output(node: fx.Node) -> bool:
+    return all(user.op == "output" for user in node.users)
+
+
+def _reduces_space(node: fx.Node) -> bool:
+    """Average pooling, or a mean over the trailing dimensions."""
+    if op_name(node) != "aten.mean.dim":
+        return True
+    source, axes = node.args[0], node.args[1]
+    size = rank(source)
+    return isinstance(axes, list | tuple) and {int(axis) % size for axis in axes} == set(range(2, size))  # type: ignore[arg-type]

@@ -1,0 +1,91 @@
+"""What each runtime computes in integers: one ``Target`` per runtime. Data only; ``placement.py`` reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slim_core.errors import UnknownNameError, close_match
+
+CONVOLUTIONS = frozenset({
+    "aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default",
+    "aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding",
+})  # fmt: skip
+TRANSPOSED = frozenset({"aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input"})
+LINEAR = frozenset({"aten.linear.default"})
+#: activations that the runtime does as part of the operator before, by saturation of its output
+CLIPPING = frozenset({
+    "aten.relu.default", "aten.relu6.default", "aten.hardtanh.default", "aten.clamp.default", "aten.clamp_min.default",
+})  # fmt: skip
+#: operators that only move, repeat or choose values: they work on the integers with the scale of their input
+PASSING = frozenset({
+    "aten.max_pool1d.default", "aten.max_pool2d.default", "aten.flatten.using_ints", "aten.view.default",
+    "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.squeeze.dim", "aten.squeeze.dims",
+    "aten.squeeze.default", "aten.unsqueeze.default", "aten.slice.Tensor", "aten.split.Tensor", "aten.chunk.default",
+    "aten.split_with_sizes.default", "getitem", "aten.contiguous.default", "aten.clone.default", "aten.expand.default",
+    "aten.dropout.default", "aten.feature_dropout.default", "aten.upsample_nearest2d.vec",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a runtime computes in integers, and what it needs quantized around it to do so.
+
+    Args:
+        name: the name that configurations use.
+        weighted: operators with a weight that run in int8.
+        binary: element-wise operators of two activations.
+        matmul: products of two activations.
+        pools: operators with a scale of their own for the result.
+        concat: operators whose inputs and output share one scale.
+        outputs: must the result of a weighted operator be quantized for it to run in integers?
+        float_results: weighted operators that run in integers though their result is float; used where the result is
+            the model's output.
+    """
+
+    name: str
+    weighted: frozenset[str]
+    binary: frozenset[str]
+    matmul: frozenset[str]
+    pools: frozenset[str]
+    concat: frozenset[str]
+    outputs: bool = True
+    float_results: frozenset[str] = frozenset()
+
+
+_POOLS = frozenset({"aten.adaptive_avg_pool2d.default", "aten.avg_pool2d.default", "aten.mean.dim"})
+_TARGETS = {
+    "onnxruntime": Target(
+        name="onnxruntime",
+        weighted=CONVOLUTIONS | LINEAR,  # it has no integer transposed convolution
+        binary=frozenset({"aten.add.Tensor", "aten.mul.Tensor"}),
+        matmul=frozenset({"aten.matmul.default", "aten.bmm.default"}),
+        pools=_POOLS,
+        concat=frozenset({"aten.cat.default"}),
+        float_results=LINEAR,
+    ),
+    "generic": Target(
+        name="generic",
+        weighted=CONVOLUTIONS | TRANSPOSED | LINEAR,
+        binary=frozenset(),
+        matmul=frozenset({"aten.matmul.default", "aten.bmm.default"}),
+        pools=frozenset(),
+        concat=frozenset(),
+        outputs=False,
+    ),
+}
+
+
+def get_target(name: str) -> Target:
+    """Return the target called ``name``.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in _TARGETS:
+        hint = f"{close_match(name, _TARGETS)} known: {', '.join(_TARGETS)}".strip()
+        raise UnknownNameError(f"unknown quantization target '{name}'", hint=hint)
+    return _TARGETS[name]
+
+
+def target_names() -> tuple[str, ...]:
+    return tuple(_TARGETS)

@@ -94,9 +94,7 @@ def test_no_group_could_grow_by_a_step_without_breaking_the_budget(model, budget
     plan = slim_prune.plan(model, INPUTS, budget, round_to=4)
     coupling = analyse(model, INPUTS)
     before = measured(model)
-    limits = {
-        n: {"300k": 300e3, 5000: 5000, "30%": 0.3 * before[n]}.get(b) or b * before[n] for n, b in budget.items()
-    }
+    limits = {n: {"300k": 300e3, 5000: 5000, "30%": 0.3 * before[n]}.get(b) or b * before[n] for n, b in budget.items()}
     for group in plan.groups:
         more = min(len(group.kept) + 4, group.units)
         if more == len(group.kept):
@@ -132,7 +130,9 @@ def test_a_budget_that_is_met_already_removes_nothing(model) -> None:
     plan = slim_prune.plan(model, INPUTS, {"params": "1G"})
     assert plan.edits.tensors == ()
     pruned = plan.apply(model)
-    assert all(torch.equal(a, b) for a, b in zip(pruned.state_dict().values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(pruned.state_dict().values(), model.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(

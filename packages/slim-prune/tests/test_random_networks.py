@@ -90,7 +90,9 @@ def test_rollback_restores_every_bit(network: Network, data: st.DataObject, adam
 
     step()
     before, optimizer_before = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
-    attributes = {path: {k: v for k, v in vars(m).items() if type(v) in (int, tuple)} for path, m in model.named_modules()}
+    attributes = {
+        path: {k: v for k, v in vars(m).items() if type(v) in (int, tuple)} for path, m in model.named_modules()
+    }
     undo = Rollback(model, edits, optimizer=optimizer)
     step()
     undo.rollback()
@@ -122,8 +124,10 @@ def test_plans_under_a_budget_hold_it_and_survive_json(network: Network, share: 
 
     try:
         plan = slim_prune.plan(network.module, network.example_inputs, {cost: share}, round_to=2)
-    except BudgetError as error:
-        assert "cannot be reached" in error.what
+    except BudgetError:  # only when even the smallest permitted choice is too large
+        least = slim_prune.plan(network.module, network.example_inputs, ratios={"*": 1e-9}, round_to=2).after[cost]
+        original = count(record(network.module, network.example_inputs))
+        assert least > share * getattr(original, cost)
         return
     again = PrunePlan.from_json(plan.to_json())
     pruned = again.apply(network.module)

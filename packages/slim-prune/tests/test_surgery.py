@@ -183,3 +183,10 @@ def test_slices_of_two_dimensions() -> None:
     weight = torch.randn(6, 6)
     cut = sliced(weight, [TensorEdit("w", 0, 6, hand.KEPT), TensorEdit("w", 1, 6, np.array([1]))])
     assert torch.equal(cut, weight[hand.KEPT][:, [1]])
+
+
+def test_large_matrices_are_cut_in_blocks_with_the_same_result() -> None:
+    weight = torch.arange(1500 * 900, dtype=torch.float32).reshape(1500, 900)
+    rows, columns = np.arange(1, 1500, 3), np.arange(0, 900, 2)
+    cut = sliced(weight, [TensorEdit("w", 1, 900, columns), TensorEdit("w", 0, 1500, rows)])
+    assert np.array_equal(cut.numpy(), weight.numpy()[np.ix_(rows, columns)])

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slim_prune.errors import PlanError as PlanError
-    from slim_prune.prune_plan import PrunePlan as PrunePlan
     from slim_prune.planning import plan as plan
+    from slim_prune.prune_plan import PrunePlan as PrunePlan
     from slim_prune.rollback import Rollback as Rollback
 
 _LAZY = {

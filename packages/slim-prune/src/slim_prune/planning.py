@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from slim_prune.allocation.problem import Choice, Problem, figure
 from slim_prune.allocation.uniform import uniform
 from slim_prune.costs import cost_models
 from slim_prune.edits import Indices, edits_of, state_of
+from slim_prune.importance.aggregate import Tensors
 from slim_prune.prune_plan import GroupPlan, PrunePlan, ties_of
 from slim_prune.selection import by_pattern, check_patterns, select
 from slim_prune.signature import check_forward, describe
@@ -92,13 +94,13 @@ def plan(
     problem = Problem(coupling, choices, models, bounds, remark=_remark(coupling, groups))
     counts = uniform(problem)
 
-    tensors = {name: tensor.detach() for name, tensor in state_of(model).items()}
+    tensors = Tensors({name: tensor.detach() for name, tensor in state_of(model).items()})
     kept = {group.name: _best(label, criterion, group, counts[group.name], tensors) for group in groups}
     edits = edits_of(model, coupling, kept)
     inputs = describe(example_inputs, model) if coupling.graph.device_kind != "real" else None
     outputs = tuple(coupling.graph.values[index].shape for index in coupling.graph.outputs)
     if inputs is not None:
-        check_forward(model, edits, inputs, outputs, what="the planned model")
+        check_forward(model, edits, inputs, outputs)
     return PrunePlan(
         model_class=type(model).__name__,
         groups=tuple(GroupPlan(g.name, g.units, channels_per_unit(g), kept[g.name]) for g in groups),
@@ -113,6 +115,7 @@ def plan(
         inputs=inputs,
         outputs=outputs,
         notes=tuple(_notes(coupling, problem, groups, counts, round_to)),
+        _checked_on=weakref.ref(model),
     )
 
 

@@ -93,9 +93,7 @@ def shadow(model: nn.Module) -> nn.Module:
     return copied
 
 
-def check_forward(
-    model: nn.Module, edits: Edits, inputs: Any, outputs: Sequence[Sequence[int]], *, what: str = "the pruned model"
-) -> None:
+def check_forward(model: nn.Module, edits: Edits, inputs: Any, outputs: Sequence[Sequence[int]]) -> None:
     """Run the shadow of the pruned model on meta tensors and compare the shapes of its outputs.
 
     Args:
@@ -103,7 +101,6 @@ def check_forward(
         edits: what to carry out on its shadow.
         inputs: the description of its inputs.
         outputs: the shapes that its output tensors must have.
-        what: the subject of the error.
 
     Raises:
         PlanError: the pruned model does not run, or gives other shapes.
@@ -117,11 +114,13 @@ def check_forward(
         raise
     except Exception as error:  # the user's forward may raise anything
         raise PlanError(
-            f"{what} does not run: {type(error).__name__}: {error}",
+            f"the pruned model does not run: {type(error).__name__}: {error}",
             hint="exclude the modules that this line of the model uses, and plan again",
         ) from error
     if shapes != [list(shape) for shape in outputs]:
-        raise PlanError(f"{what} gives outputs of shapes {shapes} instead of {[list(shape) for shape in outputs]}")
+        raise PlanError(
+            f"the pruned model gives outputs of shapes {shapes} instead of {[list(shape) for shape in outputs]}"
+        )
 
 
 def _describe(value: Any) -> Any:

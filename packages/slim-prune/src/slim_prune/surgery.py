@@ -18,6 +18,9 @@ from torch.optim import Optimizer
 from slim_prune.edits import Edits, TensorEdit, check_fits, state_of
 from slim_prune.errors import PlanError
 
+_LARGE = 2**20  # elements from which a matrix is cut in blocks
+_BLOCK = 64  # rows per block: a few megabytes, which stay in cache
+
 #: What may hold a second copy of the weights: a module of the same structure, or tensors by name.
 Ema = nn.Module | Mapping[str, Tensor]
 
@@ -79,9 +82,21 @@ def sliced(tensor: Tensor, cuts: list[TensorEdit]) -> Tensor:
             shape[cut.dim] = len(cut.kept)
         return tensor.new_empty(shape)
     channels_last = _is_channels_last(tensor)
-    for cut in sorted(cuts, key=lambda cut: len(cut.kept) / cut.total):
-        tensor = tensor.index_select(cut.dim, torch.from_numpy(cut.kept).to(tensor.device))
+    indices = {cut.dim: torch.from_numpy(cut.kept).to(tensor.device) for cut in cuts}
+    if indices.keys() == {0, 1} and tensor.dim() == 2 and tensor.is_contiguous() and tensor.numel() >= _LARGE:
+        return _rows_and_columns(tensor, indices[0], indices[1])
+    for dim in sorted(indices):  # whole rows first: they are contiguous
+        tensor = tensor.index_select(dim, indices[dim])
     return tensor.contiguous(memory_format=torch.channels_last) if channels_last else tensor.contiguous()
+
+
+def _rows_and_columns(tensor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Cut both dimensions of a large matrix block by block, so that no intermediate copy of its rows is needed."""
+    result = tensor.new_empty(len(rows), len(columns))
+    for start in range(0, len(rows), _BLOCK):
+        block = tensor.index_select(0, rows[start : start + _BLOCK])
+        torch.index_select(block, 1, columns, out=result[start : start + _BLOCK])
+    return result
 
 
 def set_data(tensor: Tensor, data: Tensor) -> None:

@@ -14,7 +14,8 @@ from slim_core.graph.types import ChannelGroup, Member
 from slim_core.registry import Registry
 from slim_prune import importance
 from slim_prune.errors import PlanError
-from slim_prune.importance.magnitude import l1, l2
+from slim_prune.importance.aggregate import Tensors, over_members
+from slim_prune.importance.magnitude import l1, l1_norms, l2, l2_norms
 from slim_prune.importance.random import random
 
 GROUP = hand.coupling().groups[0]
@@ -55,6 +56,31 @@ def test_several_indices_of_one_unit_are_added(units, width, seed) -> None:
     expected = np.abs(weight).sum(1)[index].sum(1)
     scores = l1(group, {"g.weight": torch.from_numpy(weight)}, normalize="none")
     assert scores.numpy() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (3000, 100), (5, 100_000), (40, 60, 9, 11), (6, 50, 3, 3, 100)])
+@pytest.mark.parametrize("order", [1, 2])
+def test_norms_of_slices_along_every_dimension(shape, order) -> None:
+    weight = torch.linspace(-1, 1, int(np.prod(shape))).sin().reshape(shape)
+    measure = {1: l1_norms, 2: l2_norms}[order]
+    for dim in range(len(shape)):
+        slices = np.moveaxis(weight.numpy().astype(np.float64), dim, 0).reshape(shape[dim], -1)
+        assert measure(weight, dim).numpy() == pytest.approx(np.linalg.norm(slices, ord=order, axis=1), rel=1e-5)
+    last = weight.transpose(0, -1)
+    assert torch.allclose(measure(last, 0), measure(weight, len(shape) - 1), rtol=1e-5)
+
+
+def test_a_weight_that_many_groups_share_is_measured_once(net) -> None:
+    calls = []
+
+    def counting(tensor, dim):
+        calls.append(dim)
+        return l1_norms(tensor, dim)
+
+    state = Tensors(tensors(net))
+    first, second = (over_members(GROUP, state, counting) for _ in range(2))
+    assert torch.equal(first, second)
+    assert len(calls) == 3
 
 
 def test_scaling_one_member_changes_nothing_when_normalized(net) -> None:

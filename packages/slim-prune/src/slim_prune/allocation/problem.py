@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
-from slim_core.graph.cost import CostModel
 
 from slim_core.budget import Bound
 from slim_core.errors import BudgetError
 from slim_core.graph import resize_graph
+from slim_core.graph.cost import CostModel
 from slim_core.graph.types import ChannelGroup, Coupling
 from slim_prune.allocation.grid import Grid
 
@@ -114,10 +114,11 @@ class Problem:
         for bound in self.bounds:
             least, original = costs[bound.cost], self.original[bound.cost]
             if least > self.limits[bound.cost] * (1 + _SLACK):
+                share = ceil(least / original * 1e4) / 1e4
                 raise BudgetError(
                     f"the budget {bound} cannot be reached: the smallest model that may be made has "
                     f"{figure(least)} of {figure(original)} {bound.cost} ({least / original:.1%})",
                     where=self.remark or None,
-                    hint=f"ask for at least {ceil(least / original * 1e4) / 1e4:.4f}, widen include, narrow exclude, or lower "
-                    "round_to, min_channels or the fixed ratios",
+                    hint=f"ask for at least {share:.4f}, widen include, narrow exclude, lower round_to, min_channels or "
+                    "the fixed ratios",
                 )

@@ -8,13 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from slim_core.errors import SlimError
 from slim_core.graph.types import ChannelGroup, Member
 
 Normalize = Literal["mean", "max", "sum", "none"]
+Measure = Callable[[Tensor, int], Tensor]
+Scores = NDArray[np.float64]
+
+_SCALES: Mapping[str, Callable[[Scores], float]] = {
+    "mean": lambda scores: float(scores.mean()),
+    "max": lambda scores: float(scores.max()),
+    "sum": lambda scores: float(scores.sum()),
+    "none": lambda scores: 1.0,
+}
 
 #: What says nothing about how much a channel matters: offsets and statistics.
 _NOT_SCORED = ("bias", "running_mean", "running_var", "num_batches_tracked")
@@ -33,54 +44,43 @@ def scored_members(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[t
     return weights or floating
 
 
-def per_index(tensor: Tensor, dim: int, order: float) -> Tensor:
-    """Return the norm of each slice of ``tensor`` along ``dim``: ``(tensor.shape[dim],)``."""
-    others = [other for other in range(tensor.dim()) if other != dim]
-    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
-    if not others:
-        return tensor.abs() if wide is None else tensor.abs().to(wide)
-    norms: Tensor = torch.linalg.vector_norm(tensor, ord=order, dim=others, dtype=wide)
-    return norms
+class Tensors(dict[str, Tensor]):
+    """Tensors by name that remember what was measured on them: wide layers belong to many groups."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(tensors)
+        self._measured: dict[tuple[Measure, str, int], Scores] = {}
+
+    def measured(self, measure: Measure, name: str, dim: int) -> Scores:
+        """Return ``measure(self[name], dim)`` in float64; computed once for each measuring function."""
+        key = (measure, name, dim)
+        if key not in self._measured:
+            self._measured[key] = measure(self[name], dim).double().cpu().numpy()
+        return self._measured[key]
 
 
 def over_members(
-    group: ChannelGroup,
-    tensors: Mapping[str, Tensor],
-    measure: Callable[[Tensor, int], Tensor],
-    *,
-    normalize: Normalize = "mean",
+    group: ChannelGroup, tensors: Mapping[str, Tensor], measure: Measure, *, normalize: Normalize = "mean"
 ) -> Tensor:
-    """Score every member with ``measure``, bring the members to one scale, and average them: ``(units,)``.
+    """Score every member with ``measure``, bring the members to one scale, and average them: ``(units,)``, float64.
 
     Args:
         group: the channel group.
         tensors: parameters and buffers by name.
-        measure: ``(tensor, dim) -> (tensor.shape[dim],)``: one non-negative number per index.
+        measure: ``(tensor, dim) -> (tensor.shape[dim],)``: one non-negative number per index. A function of a module
+            rather than a lambda is called once per tensor and dimension, however many groups ask.
         normalize: what a member's scores are divided by before averaging, so that a wide layer does not drown a narrow
             one: their mean, maximum or sum, or nothing.
     """
-    total: Tensor | None = None
+    if normalize not in _SCALES:
+        raise SlimError(f"unknown normalization {normalize!r}", hint=f"one of {', '.join(_SCALES)}")
+    memo = tensors if isinstance(tensors, Tensors) else Tensors(tensors)
+    total = np.zeros(group.units)
     members = scored_members(group, tensors)
-    for member, tensor in members:
-        index = torch.from_numpy(member.indices).to(tensor.device)
-        measured = measure(tensor, member.dim)
-        units = measured[index].sum(1) if index.shape[1] > 1 else measured[index[:, 0]]
-        units = _normalized(units, normalize)
-        total = units if total is None else total + units.to(total.device)
-    if total is None:
+    if not members:
         raise SlimError("nothing to score: no member of the group has weights", where=f"channel group '{group.name}'")
-    return total / len(members)
-
-
-def _normalized(scores: Tensor, how: Normalize) -> Tensor:
-    if how == "none":
-        return scores
-    if how == "mean":
-        scale = scores.mean()
-    elif how == "max":
-        scale = scores.max()
-    elif how == "sum":
-        scale = scores.sum()
-    else:
-        raise SlimError(f"unknown normalization {how!r}", hint="one of 'mean', 'max', 'sum', 'none'")
-    return torch.where(scale > 0, scores / scale, torch.zeros_like(scores))
+    for member, _ in members:
+        scores = memo.measured(measure, member.name, member.dim)[member.indices].sum(1)
+        scale = _SCALES[normalize](scores)
+        total += scores / scale if scale > 0 else 0.0
+    return torch.from_numpy(total / len(members))

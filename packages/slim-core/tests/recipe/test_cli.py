@@ -54,7 +54,7 @@ def test_run_in_quiet_is_one_line(file, tmp_path):
 
 def test_the_default_folder_is_named_after_the_recipe(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, out, _ = call("run", file, "--set", "name=My net: v2", "--set", "steps=[]", format="json")
+    status, out, _ = call("run", file, "--set", "name='My net: v2'", "--set", "steps=[]", format="json")
     assert status == 0
     assert json.loads(out)["out"] == "out/My-net-v2"
 

@@ -37,13 +37,15 @@ def preflight(recipe: Recipe, prepared: Prepared, folder: OutFolder, registry: R
     Raises:
         SlimError: an extra is missing, or the model cannot be exported.
     """
-    if recipe.measure is not None:
-        check_backends(recipe, registry)
-    if recipe.export is not None and not tried:
-        trial = folder.file(files.STEPS) / f"trial{_suffix(recipe)}"
-        try:
+    trial: Path | None = None
+    try:
+        if recipe.export is not None and not tried:
+            trial = folder.file(files.STEPS) / f"trial{_suffix(recipe)}"
             _export(recipe, registry, prepared.workload, trial)
-        finally:
+        if recipe.measure is not None:
+            check_backends(recipe, registry, prepared.workload, trial)
+    finally:
+        if trial is not None:
             for stray in trial.parent.glob(f"{trial.name}*"):
                 stray.unlink()
 
@@ -81,7 +83,7 @@ def finish(
         latency, said = time_models(
             recipe, registry, {"original": original, "compressed": compressed}, exported, progress
         )
-        notes += [Note("warning", text, "measurement") for text in said]
+        notes += said
     report = Report(
         title=recipe.name,
         description=recipe.description,

@@ -32,6 +32,7 @@ class Device:
         accelerator: name of the GPU, or ``None``.
         system: operating system and machine type.
         python: version of Python.
+        details: whatever else is known: instruction sets, governor, memory, load.
     """
 
     cpu: str
@@ -40,6 +41,7 @@ class Device:
     accelerator: str | None
     system: str
     python: str
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [self.cpu, f"{self.cores} cores", f"{self.threads} threads"]

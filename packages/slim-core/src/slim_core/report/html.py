@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from itertools import groupby
@@ -267,6 +267,7 @@ def _facts(report: Report) -> str:
             ("Processor", device.cpu),
             ("Cores, threads", f"{device.cores} cores, PyTorch on {device.threads} threads"),
             *((("Accelerator", device.accelerator),) if device.accelerator else ()),
+            *_machine(device.details),
             ("System", f"{device.system}, Python {device.python}"),
             ("Data", report.dataset or fmt.ABSENT),
             ("Time spent", fmt.duration(report.seconds)),
@@ -283,6 +284,19 @@ def _facts(report: Report) -> str:
         + f"<pre><code>{_text(recipe)}</code></pre></details>",
         "The same recipe, seed and package versions give the same model file, byte for byte.",
     )
+
+
+def _machine(details: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if details.get("flags"):
+        rows.append(("Instruction sets", " ".join(map(str, details["flags"]))))
+    if "governor" in details:
+        rows.append(("Frequency governor", str(details["governor"] or "unknown")))
+    if details.get("virtual"):
+        rows.append(("Virtual machine", "yes: other guests may disturb timings"))
+    if isinstance(details.get("load"), int | float):
+        rows.append(("Load at the end", f"{details['load']:.2f} processes"))
+    return rows
 
 
 def _footer(report: Report) -> str:

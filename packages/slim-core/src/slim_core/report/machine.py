@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterable
 from importlib import metadata
-from pathlib import Path
 
 from slim_core.report.data import Device
 
@@ -18,14 +15,17 @@ def this_device() -> Device:
     """Return the device of this process."""
     import torch
 
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    from slim_core.measure import device
+
+    machine = device.this_device()
     return Device(
-        cpu=_processor(),
-        cores=_usable_cores(),
+        cpu=machine.cpu,
+        cores=machine.usable,
         threads=torch.get_num_threads(),
-        accelerator=accelerator,
-        system=f"{platform.system()} {platform.machine()}",
-        python=platform.python_version(),
+        accelerator=machine.accelerator,
+        system=f"{machine.system} {machine.architecture}",
+        python=machine.python,
+        details=machine.to_json(),
     )
 
 
@@ -38,20 +38,3 @@ def versions(packages: Iterable[str] = ()) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model", "Hardware") and value.strip():
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "unknown processor"

@@ -1,0 +1,524 @@
+"""``Header``: everything that a checkpoint says about itself, and its strict reading from JSON. No torch.
+
+Reading checks each field by itself, then that the fields fit each other and the stored tensors: every stored tensor is
+described once, everything that is named is stored, and packed tensors have the shapes that their packing makes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from slim_core.checkpoint import limits
+from slim_core.checkpoint.container import Container, PathLike, Stored, located, opened, read_container
+from slim_core.checkpoint.node import Node
+from slim_core.checkpoint.packing import INTEGER_RANGE, PACKINGS, Packing, packed_form, scale_shape
+from slim_core.checkpoint.strict_json import canonical, parse
+from slim_core.errors import CheckpointError
+from slim_core.tensors import DTYPE_BYTES, TensorSpec
+
+#: role -> what the names of stored tensors with it begin with
+ROLES = {
+    "parameter": "",
+    "buffer": "",
+    "transient": f"{limits.RESERVED}buffer/",  # a buffer that is not in the state dict
+    "constant": f"{limits.RESERVED}constant/",  # a plain tensor of an fx graph
+    "transform": f"{limits.RESERVED}transform/",
+    "input": f"{limits.RESERVED}input/",
+    "output": f"{limits.RESERVED}output/",
+}
+STATE_ROLES = ("parameter", "buffer", "transient", "constant")
+FIELDS = (
+    "format_version", "producers", "builder", "transforms", "tensors", "ties", "inputs", "parity", "recipe", "metrics",
+)  # fmt: skip
+LAYOUTS = ("channels_last", "channels_last_3d")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """What the header says of one stored tensor.
+
+    Args:
+        role: a key of :data:`ROLES`.
+        dtype, shape: of the tensor in the model; what is stored differs where it is packed.
+        sha256: of the stored bytes, in hex.
+        frozen: a parameter that takes no gradient.
+        layout: memory format of the tensor in the model, where it is not row-major.
+        packing: how it was made integers, where it was.
+    """
+
+    role: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    frozen: bool = False
+    layout: str | None = None
+    packing: Packing | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "role": self.role,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "sha256": self.sha256,
+        }
+        if self.frozen:
+            data["frozen"] = True
+        if self.layout is not None:
+            data["layout"] = self.layout
+        if self.packing is not None:
+            data["packing"] = self.packing.to_json()
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class BuilderRecord:
+    """Registered name and JSON arguments of what builds the uncompressed model."""
+
+    name: str
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TransformRecord:
+    """One transform; ``tensors`` maps its short names to stored tensors."""
+
+    kind: str
+    schema: int
+    data: Mapping[str, Any]
+    tensors: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class InputRecord:
+    """One tensor of the example inputs: its signature, where it is stored, and its scale where it is stored as int8."""
+
+    spec: TensorSpec
+    tensor: str
+    scale: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class InputsRecord:
+    """The example inputs.
+
+    Args:
+        tensors: the tensors in them.
+        structure: how they nest: a number is an index into ``tensors``, ``{"value": …}`` a JSON scalar,
+            ``{"tuple": […]}``, ``{"list": […]}``, and ``{"mapping": [[key, …], …]}``.
+        batch: size of dimension 0 of the stored examples where the specs have ``None``; ``None`` where none has.
+    """
+
+    tensors: tuple[InputRecord, ...]
+    structure: Any
+    batch: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRecord:
+    """One stored output tensor: every ``step``-th element of the flattened output of this dtype and shape."""
+
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParityRecord:
+    """What the model gave for the example inputs; ``tolerance`` is relative to the largest absolute stored value."""
+
+    outputs: tuple[OutputRecord, ...]
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Everything in a checkpoint but the tensors' bytes.
+
+    Args:
+        format_version: of the layout; this version of Slim writes 1.
+        producers: package -> version, of what wrote the file.
+        builder: how to build the uncompressed model, or ``None`` (then loading needs a factory).
+        transforms: what was done to it, in order.
+        tensors: stored name -> what it is.
+        ties: groups of names that are one tensor in the model; stored under the first.
+        inputs: signature and example.
+        parity: the output for the example, or ``None``.
+        recipe: the resolved recipe that made the model, or ``None``.
+        metrics: figures of the model, or ``None``; a figure that is not finite is ``None``.
+        stored: the same tensors as they lie in the file.
+        data_start, file_bytes: where the tensors begin; the file's size.
+    """
+
+    format_version: int
+    producers: Mapping[str, str]
+    builder: BuilderRecord | None
+    transforms: tuple[TransformRecord, ...]
+    tensors: Mapping[str, TensorRecord]
+    ties: tuple[tuple[str, ...], ...]
+    inputs: InputsRecord
+    parity: ParityRecord | None
+    recipe: Mapping[str, Any] | None
+    metrics: Mapping[str, float | None] | None
+    stored: Mapping[str, Stored] = field(default_factory=dict)
+    data_start: int = 0
+    file_bytes: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what stands in the file under the key ``slim``."""
+        return {
+            "format_version": self.format_version,
+            "producers": dict(self.producers),
+            "builder": None if self.builder is None else {"name": self.builder.name, "kwargs": self.builder.kwargs},
+            "transforms": [
+                {"kind": item.kind, "schema": item.schema, "data": item.data, "tensors": dict(item.tensors)}
+                for item in self.transforms
+            ],
+            "tensors": {name: record.to_json() for name, record in self.tensors.items()},
+            "ties": [list(names) for names in self.ties],
+            "inputs": {
+                "tensors": [
+                    {**item.spec.to_json(), "tensor": item.tensor, "scale": item.scale} for item in self.inputs.tensors
+                ],
+                "structure": self.inputs.structure,
+                "batch": self.inputs.batch,
+            },
+            "parity": None
+            if self.parity is None
+            else {
+                "outputs": [
+                    {"tensor": item.tensor, "dtype": item.dtype, "shape": list(item.shape), "step": item.step}
+                    for item in self.parity.outputs
+                ],
+                "tolerance": self.parity.tolerance,
+            },
+            "recipe": self.recipe,
+            "metrics": None if self.metrics is None else dict(self.metrics),
+        }
+
+    def to_text(self) -> str:
+        """Return the canonical JSON of :meth:`to_json`."""
+        return canonical(self.to_json())
+
+    def state(self) -> dict[str, str]:
+        """Return the model's tensors: name in the model (tied names included) -> stored name."""
+        found = {}
+        alias = {name: names[0] for names in self.ties for name in names[1:]}
+        for stored, record in self.tensors.items():
+            if record.role in STATE_ROLES:
+                found[stored.removeprefix(ROLES[record.role])] = stored
+        for name, first in alias.items():
+            found[name] = found[first]
+        return found
+
+
+def read_header(path: PathLike) -> Header:
+    """Read a checkpoint's header and nothing else.
+
+    Raises:
+        CheckpointError: names the field that is wrong.
+    """
+    with located(path), opened(path) as handle:
+        return header_of(read_container(handle))
+
+
+def header_of(container: Container) -> Header:
+    """Return the checked header of a parsed container."""
+    root = Node(parse(container.text.encode("utf-8", "surrogatepass"), limits.KEY), limits.KEY)
+    if type(root.value) is not dict:
+        root.fail("an object was expected")
+    _check_version(root)
+    fields = root.record(FIELDS)
+    tensors = {name: _tensor(node) for name, node in fields["tensors"].mapping(limits.MAX_TENSORS)}
+    header = Header(
+        format_version=limits.FORMAT_VERSION,
+        producers={name: node.text(limits.VERSION, "a version") for name, node in fields["producers"].mapping(256)},
+        builder=_builder(fields["builder"]),
+        transforms=tuple(_transform(node) for node in fields["transforms"].items(limits.MAX_TRANSFORMS)),
+        tensors=tensors,
+        ties=tuple(_tie(node) for node in fields["ties"].items(limits.MAX_TENSORS)),
+        inputs=_inputs(fields["inputs"]),
+        parity=_parity(fields["parity"]),
+        recipe=None if fields["recipe"].value is None else fields["recipe"].anything(dict),
+        metrics=None
+        if fields["metrics"].value is None
+        else {
+            name: None if node.value is None else node.number(-1e308, 1e308)
+            for name, node in fields["metrics"].mapping(4096)
+        },
+        stored=container.tensors,
+        data_start=container.data_start,
+        file_bytes=container.file_bytes,
+    )
+    _check_together(header)
+    return header
+
+
+def _check_version(root: Node) -> None:
+    if "format_version" not in root.value:
+        root.fail("the key 'format_version' is missing")
+    version = root.child("format_version").whole(1)
+    if version > limits.FORMAT_VERSION:
+        root.child("format_version").fail(
+            f"the file has format version {version}, this slim-core reads up to {limits.FORMAT_VERSION}",
+            hint="pip install -U slim-core",
+        )
+
+
+def _tensor(node: Node) -> TensorRecord:
+    fields = node.record(("role", "dtype", "shape", "sha256"), ("frozen", "layout", "packing"))
+    role = fields["role"].choice(ROLES)
+    shape = fields["shape"].sizes(limits.MAX_DIMS, limits.MAX_SIZE)
+    record = TensorRecord(
+        role=role,
+        dtype=fields["dtype"].choice(DTYPE_BYTES),
+        shape=shape,
+        sha256=fields["sha256"].text(limits.SHA256, "a SHA-256 in hex"),
+        frozen="frozen" in fields,
+        layout=fields["layout"].choice(LAYOUTS) if "layout" in fields else None,
+        packing=_packing(fields["packing"]) if "packing" in fields else None,
+    )
+    if "frozen" in fields and (fields["frozen"].truth() is not True or role != "parameter"):
+        fields["frozen"].fail("only parameters have it, and only as true")
+    if record.layout is not None and len(shape) != (4 if record.layout == "channels_last" else 5):
+        fields["layout"].fail(f"a tensor with {len(shape)} dimensions cannot have it")
+    if record.packing is not None and role != "parameter" and role != "buffer":
+        fields["packing"].fail("only parameters and buffers are packed")
+    return record
+
+
+def _packing(node: Node) -> Packing:
+    fields = node.record(
+        ("packing", "bits", "signed", "granularity", "axis", "group_size", "scale", "zero_point")
+    )  # fmt: skip
+    kind = fields["packing"].choice(PACKINGS)
+    granularity = fields["granularity"].choice(("per_tensor", "per_channel", "per_group"))
+    packing = Packing(
+        packing=kind,
+        bits=fields["bits"].whole(2, 4 if kind == "int4" else 8),
+        signed=fields["signed"].truth(),
+        granularity=granularity,
+        axis=None if fields["axis"].value is None else fields["axis"].whole(0, limits.MAX_DIMS),
+        group_size=None if fields["group_size"].value is None else fields["group_size"].whole(1, limits.MAX_SIZE),
+        scale=fields["scale"].name(),
+        zero_point=None if fields["zero_point"].value is None else fields["zero_point"].name(),
+    )
+    if (packing.axis is None) != (granularity == "per_tensor"):
+        fields["axis"].fail(f"it does not go with {granularity}")
+    if (packing.group_size is None) != (granularity != "per_group"):
+        fields["group_size"].fail(f"it does not go with {granularity}")
+    if kind != "int4" and packing.signed != (kind == "int8"):
+        fields["signed"].fail(f"it does not go with {kind}")
+    return packing
+
+
+def _builder(node: Node) -> BuilderRecord | None:
+    if node.value is None:
+        return None
+    fields = node.record(("name", "kwargs"))
+    return BuilderRecord(fields["name"].name(), fields["kwargs"].anything(dict))
+
+
+def _transform(node: Node) -> TransformRecord:
+    fields = node.record(("kind", "schema", "data", "tensors"))
+    return TransformRecord(
+        kind=fields["kind"].name(),
+        schema=fields["schema"].whole(0, 2**31),
+        data=fields["data"].anything(dict),
+        tensors={name: item.name() for name, item in fields["tensors"].mapping(limits.MAX_TENSORS)},
+    )
+
+
+def _tie(node: Node) -> tuple[str, ...]:
+    names = tuple(item.name() for item in node.items(limits.MAX_TENSORS))
+    if len(names) < 2 or list(names) != sorted(set(names)):
+        node.fail("two or more names in order were expected, each once")
+    return names
+
+
+def _inputs(node: Node) -> InputsRecord:
+    fields = node.record(("tensors", "structure", "batch"))
+    batch = None if fields["batch"].value is None else fields["batch"].whole(1, 2**31)
+    tensors = tuple(_input(item, batch) for item in fields["tensors"].items(4096))
+    seen: list[int] = []
+    structure = fields["structure"]
+    if type(structure.value) is not dict or not structure.value.keys() & {"tuple", "mapping"}:
+        structure.fail('{"tuple": […]} or {"mapping": […]} was expected')
+    _check_structure(structure, seen)
+    if seen != list(range(len(tensors))):
+        structure.fail("it does not name each tensor once, in order")
+    return InputsRecord(tensors, structure.value, batch)
+
+
+def _input(node: Node, batch: int | None) -> InputRecord:
+    fields = node.record(("name", "shape", "dtype", "role", "tensor", "scale"))
+    fields["role"].choice(("input",))
+    shape: list[int | None] = []
+    for index, item in enumerate(fields["shape"].items(limits.MAX_DIMS)):
+        if item.value is None and (index > 0 or batch is None):
+            item.fail("only dimension 0 can be of any size, and then 'batch' says the example's")
+        shape.append(None if item.value is None else item.whole(0, limits.MAX_SIZE))
+    spec = TensorSpec(fields["name"].name(), tuple(shape), fields["dtype"].choice(DTYPE_BYTES), "input")
+    scale = None if fields["scale"].value is None else fields["scale"].number(2.0**-64, 2.0**64)
+    return InputRecord(spec, fields["tensor"].name(), scale)
+
+
+def _check_structure(node: Node, seen: list[int]) -> None:
+    if type(node.value) is int:
+        seen.append(node.whole(0, limits.MAX_TENSORS))
+        return
+    if type(node.value) is not dict or len(node.value) != 1:
+        node.fail("an index, or an object with one key, was expected")
+    (key,) = node.value
+    inner = node.child(key)
+    if key == "value":
+        if isinstance(inner.value, dict | list):
+            inner.fail("text, a number, true, false or null was expected")
+    elif key in ("tuple", "list"):
+        for item in inner.items(4096):
+            _check_structure(item, seen)
+    elif key == "mapping":
+        keys = []
+        for pair in inner.items(4096):
+            members = pair.items(2)
+            if len(members) != 2 or type(members[0].value) is not str:
+                pair.fail("a key and what stands under it were expected")
+            keys.append(members[0].value)
+            _check_structure(members[1], seen)
+        if len(set(keys)) != len(keys):
+            inner.fail("a key stands twice")
+    else:
+        node.fail("'tuple', 'list', 'mapping' or 'value' was expected")
+
+
+def _parity(node: Node) -> ParityRecord | None:
+    if node.value is None:
+        return None
+    fields = node.record(("outputs", "tolerance"))
+    outputs = []
+    for item in fields["outputs"].items(4096):
+        members = item.record(("tensor", "dtype", "shape", "step"))
+        outputs.append(
+            OutputRecord(
+                tensor=members["tensor"].name(),
+                dtype=members["dtype"].choice(DTYPE_BYTES),
+                shape=members["shape"].sizes(limits.MAX_DIMS, limits.MAX_SIZE),
+                step=members["step"].whole(1),
+            )
+        )
+    return ParityRecord(tuple(outputs), fields["tolerance"].number(0.0, 1.0))
+
+
+def _check_together(header: Header) -> None:
+    for name in header.stored.keys() ^ header.tensors.keys():
+        if name in header.stored:
+            raise CheckpointError("it is stored, but not described", field=f"{limits.KEY}.tensors.{name}")
+        raise CheckpointError("it is described, but not stored", field=f"{limits.KEY}.tensors.{name}")
+    for name, record in header.tensors.items():
+        _check_record(header, name, record)
+    used: dict[str, list[str]] = {
+        "transform": [stored for item in header.transforms for stored in item.tensors.values()],
+        "input": [item.tensor for item in header.inputs.tensors],
+        "output": [] if header.parity is None else [item.tensor for item in header.parity.outputs],
+    }
+    for role, names in used.items():
+        present = [name for name, record in header.tensors.items() if record.role == role]
+        _check_same(f"{limits.KEY}.tensors", role, names, present)
+    for index, item in enumerate(header.transforms):
+        for short, stored in item.tensors.items():
+            if stored != f"{ROLES['transform']}{index}/{short}":
+                raise CheckpointError(
+                    f"it must be stored as {ROLES['transform']}{index}/{short}",
+                    field=f"{limits.KEY}.transforms[{index}].tensors.{short}",
+                )
+    for index, example in enumerate(header.inputs.tensors):
+        _check_example(header, example, f"{limits.KEY}.inputs.tensors[{index}]")
+    for index, output in enumerate([] if header.parity is None else header.parity.outputs):
+        record = header.tensors[output.tensor]
+        count = -(-math.prod(output.shape) // output.step)
+        if record.dtype != output.dtype or record.shape != (count,):
+            raise CheckpointError(
+                f"dtype, shape and step make {count} values of {output.dtype}; the stored tensor has "
+                f"{list(record.shape)} of {record.dtype}",
+                field=f"{limits.KEY}.parity.outputs[{index}]",
+            )
+    _check_ties(header)
+
+
+def _check_record(header: Header, name: str, record: TensorRecord) -> None:
+    where = f"{limits.KEY}.tensors.{name}"
+    prefix = ROLES[record.role]
+    if not name.startswith(prefix) or (not prefix and name.startswith(limits.RESERVED)) or name == prefix:
+        raise CheckpointError(f"its name does not go with the role {record.role}", field=f"{where}.role")
+    stored = header.stored[name]
+    if record.packing is None:
+        if (stored.dtype, stored.shape) != (record.dtype, record.shape):
+            raise CheckpointError(
+                f"{record.dtype} {list(record.shape)} is described, {stored.dtype} {list(stored.shape)} is stored",
+                field=where,
+            )
+        return
+    if record.dtype not in ("float32", "float16", "bfloat16"):
+        raise CheckpointError(f"a packed tensor is a float tensor, not {record.dtype}", field=f"{where}.dtype")
+    if (stored.dtype, stored.shape) != packed_form(record.packing, record.shape):
+        raise CheckpointError("the stored tensor does not have the shape of this packing", field=f"{where}.packing")
+    if math.prod(record.shape) * DTYPE_BYTES[record.dtype] > limits.MAX_BYTES:
+        raise CheckpointError("it is larger than any tensor that may be stored", field=f"{where}.shape")
+    expected = scale_shape(record.packing, record.shape, f"{where}.packing")
+    for key, item in (("scale", record.packing.scale), ("zero_point", record.packing.zero_point)):
+        if item is None:
+            continue
+        other = header.tensors.get(item)
+        if other is None or other.role != "transform":
+            raise CheckpointError(f"'{item}' is not a transform's tensor", field=f"{where}.packing.{key}")
+        if other.shape not in expected:
+            raise CheckpointError(
+                f"'{item}' has the shape {list(other.shape)}; {record.packing.granularity} needs {list(expected[0])}",
+                field=f"{where}.packing.{key}",
+            )
+        if other.dtype not in (("float32",) if key == "scale" else INTEGER_RANGE):
+            raise CheckpointError(f"'{item}' has the dtype {other.dtype}", field=f"{where}.packing.{key}")
+
+
+def _check_example(header: Header, example: InputRecord, where: str) -> None:
+    record = header.tensors[example.tensor]
+    shape = tuple(header.inputs.batch if size is None else size for size in example.spec.shape)
+    if record.shape != shape:
+        raise CheckpointError(f"{list(shape)} is described, {list(record.shape)} is stored", field=f"{where}.shape")
+    wanted = "int8" if example.scale is not None else example.spec.dtype
+    if example.scale is not None and not example.spec.dtype.startswith(("float", "bfloat")):
+        raise CheckpointError("only floating-point inputs have a scale", field=f"{where}.scale")
+    if record.dtype != wanted:
+        raise CheckpointError(f"{wanted} is described, {record.dtype} is stored", field=f"{where}.dtype")
+
+
+def _check_ties(header: Header) -> None:
+    seen: set[str] = set()
+    state = {name.removeprefix(ROLES[record.role]) for name, record in header.tensors.items()
+             if record.role in STATE_ROLES}  # fmt: skip
+    count = sum(record.role in STATE_ROLES for record in header.tensors.values())
+    if len(state) != count:
+        raise CheckpointError("a name of the model is stored twice", field=f"{limits.KEY}.tensors")
+    for index, names in enumerate(header.ties):
+        where = f"{limits.KEY}.ties[{index}]"
+        if names[0] not in state:
+            raise CheckpointError(f"'{names[0]}' is not stored", field=where)
+        for name in names:
+            if name in seen or (name != names[0] and name in state) or name.startswith(limits.RESERVED):
+                raise CheckpointError(f"'{name}' cannot be tied: it is stored or tied elsewhere", field=where)
+            seen.add(name)
+
+
+def _check_same(where: str, role: str, used: Iterable[str], present: Iterable[str]) -> None:
+    used, present = list(used), set(present)
+    for name in used:
+        if name not in present:
+            raise CheckpointError(f"it is named as {role}, but no tensor of that role is stored under it",
+                                  field=f"{where}.{name}")  # fmt: skip
+    if len(set(used)) != len(used):
+        raise CheckpointError(f"a tensor of the role {role} is named twice", field=where)
+    for name in present - set(used):
+        raise CheckpointError(f"it has the role {role}, but nothing names it", field=f"{where}.{name}")

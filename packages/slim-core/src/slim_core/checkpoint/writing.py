@@ -1,0 +1,319 @@
+"""``save``: a workload into one file. Streams tensor by tensor, so that the memory it takes is that of one tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slim_core.checkpoint import limits
+from slim_core.checkpoint.container import Container, PathLike, Stored, encode_header, lay_out
+from slim_core.checkpoint.examples import dtype_name, record_of, take_apart, values_for
+from slim_core.checkpoint.header import (
+    ROLES,
+    BuilderRecord,
+    Header,
+    InputsRecord,
+    ParityRecord,
+    TensorRecord,
+    TransformRecord,
+    header_of,
+)
+from slim_core.checkpoint.packing import PACKINGS, Packing, packed_form, scale_shape
+from slim_core.checkpoint.parity import choose, record_outputs
+from slim_core.checkpoint.quantized import to_integers
+from slim_core.checkpoint.state import Entry, plain_model, state_of
+from slim_core.checkpoint.strict_json import plain, shown
+from slim_core.errors import CheckpointError
+from slim_core.files import atomic_path
+from slim_core.registry import KINDS
+from slim_core.workload import Transform, Workload
+
+_CHUNK = 2**22
+_PENDING = "0" * 64
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What goes into the file: records, and for each stored tensor how to make its bytes."""
+
+    records: dict[str, TensorRecord] = field(default_factory=dict)
+    forms: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    make: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+
+    def add(self, name: str, role: str, tensor: Tensor, **more: Any) -> None:
+        """Add a tensor that is stored as it is."""
+        dtype, shape = dtype_name(tensor, f"tensors.{name}"), tuple(tensor.shape)
+        self.records[name] = TensorRecord(role, dtype, shape, _PENDING, **more)
+        self.forms[name] = dtype, shape
+        self.make[name] = lambda: tensor
+
+
+def save(
+    workload: Workload,
+    path: PathLike,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    parity: bool = True,
+    producers: Mapping[str, str] | None = None,
+) -> Header:
+    """Write a workload's model, and how to rebuild it, to one file; atomically.
+
+    The same workload gives the same bytes, and so does ``save(load(path))`` with the header's recipe, metrics and
+    producers. A path that is a symbolic link stays one; the file that it points to is replaced.
+
+    Args:
+        workload: model, example inputs, builder and transforms are written; task and data are not.
+        path: the file, usually ``….safetensors``.
+        recipe: the resolved recipe that made the model, as JSON values.
+        metrics: figures of the model; what is not finite is written as null.
+        parity: run the model on a small example, and store the output for ``load(check_parity=True)``.
+        producers: package -> version to record in place of the installed ones; for writing a file again.
+
+    Raises:
+        CheckpointError: something in the workload cannot be stored (a name, a dtype, a value that is not JSON, weights
+            that are not on the grid of their quantization scheme), the model fails on its example inputs, or the file
+            cannot be written. A file that was there is then as it was.
+    """
+    model = plain_model(workload.model)
+    entries, ties = state_of(model)
+    parts = _Parts()
+    transforms = [_transform(item, index, parts) for index, item in enumerate(workload.transforms)]
+    schemes = _schemes(workload.transforms, {name: names[0] for names in ties for name in names})
+    for entry in entries:
+        _add_state(entry, schemes, workload.transforms, parts)
+    left = schemes.keys() - {entry.name for entry in entries}
+    if left:
+        name = min(left)
+        raise CheckpointError(
+            f"the transform has a scheme for '{shown(name)}', which is no parameter of the model",
+            field=f"transforms[{schemes[name][0]}].data.schemes",
+        )
+    inputs, outputs = _examples(workload, model, parts, parity, quantized=bool(schemes))
+    header = Header(
+        format_version=limits.FORMAT_VERSION,
+        producers=dict(producers) if producers is not None else _producers(workload),
+        builder=None
+        if workload.builder is None
+        else BuilderRecord(workload.builder.name, plain(workload.builder.kwargs, "builder.kwargs")),
+        transforms=tuple(transforms),
+        tensors=parts.records,
+        ties=ties,
+        inputs=inputs,
+        parity=outputs,
+        recipe=None if recipe is None else plain(recipe, "recipe"),
+        metrics=None if metrics is None else {name: _figure(value, name) for name, value in metrics.items()},
+    )
+    return _write(header, parts, path)
+
+
+def _write(header: Header, parts: _Parts, path: PathLike) -> Header:
+    layout = lay_out(parts.forms)
+    header = replace(header, tensors={name: header.tensors[name] for name in sorted(header.tensors)})
+    head = encode_header(header.to_text(), layout)
+    size = max((stored.stop for stored in layout.values()), default=0)
+    # What would be refused when it is read is refused here, before anything is written.
+    header_of(Container(_checked_text(header), layout, len(head), len(head) + size))
+    if len(head) - 8 > limits.MAX_CONTAINER_HEADER:
+        raise CheckpointError(f"the header would have {len(head)} bytes, more than may be read", field="header")
+    try:
+        with atomic_path(os.path.realpath(path)) as staging, open(staging, "wb") as handle:
+            handle.write(head)
+            hashes = {name: _stream(parts.make.pop(name)(), stored, handle) for name, stored in layout.items()}
+            header = replace(
+                header,
+                tensors={name: replace(record, sha256=hashes[name]) for name, record in header.tensors.items()},
+                stored=layout,
+                data_start=len(head),
+                file_bytes=len(head) + size,
+            )
+            handle.seek(0)
+            handle.write(encode_header(header.to_text(), layout))  # as long as before: only the hashes changed
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the file cannot be written: {error.strerror or error}" if isinstance(error, OSError) else str(error),
+            where=shown(str(path), 400),
+        ) from error
+    return header
+
+
+def _stream(tensor: Tensor, stored: Stored, handle: Any) -> str:
+    flat = tensor.detach().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
+    digest = hashlib.sha256()
+    data = memoryview(flat.numpy())  # type: ignore[arg-type]
+    assert len(data) == stored.nbytes  # noqa: S101
+    for start in range(0, len(data), _CHUNK):
+        digest.update(data[start : start + _CHUNK])
+        handle.write(data[start : start + _CHUNK])
+    return digest.hexdigest()
+
+
+def _checked_text(header: Header) -> str:
+    text = header.to_text()
+    if len(text) > limits.MAX_JSON:
+        raise CheckpointError(f"the header would have {len(text)} characters, more than may be read", field="header")
+    return text
+
+
+def _add_state(
+    entry: Entry, schemes: Mapping[str, tuple[int, Mapping[str, Any]]], transforms: tuple[Transform, ...], parts: _Parts
+) -> None:
+    name, tensor = f"{ROLES[entry.role]}{entry.name}", entry.tensor
+    more: dict[str, Any] = {"frozen": entry.frozen, "layout": _layout(tensor)}
+    if entry.name not in schemes:
+        parts.add(name, entry.role, tensor, **more)
+        return
+    index, scheme = schemes[entry.name]
+    where = f"transforms[{index}].data.schemes.{entry.name}"
+    if entry.role not in ("parameter", "buffer"):
+        raise CheckpointError("only parameters and buffers of the state dict are packed", field=where)
+    packing = _packing(scheme, index, where, parts)
+    shape = tuple(tensor.shape)
+    expected = scale_shape(packing, shape, where)
+    scale = _companion(transforms[index], scheme["scale"], expected, f"{where}.scale")
+    zero = None
+    if packing.zero_point is not None:
+        zero = _companion(transforms[index], scheme["zero_point"], expected, f"{where}.zero_point")
+    dtype = dtype_name(tensor, f"tensors.{name}")
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise CheckpointError(f"a packed tensor is a float tensor, not {dtype}", field=where)
+    # Checked now, so that nothing is written when a value is off the grid; a quarter of the memory is kept.
+    integers = to_integers(tensor.detach().cpu().contiguous(), packing, scale, zero, entry.name)
+    parts.records[name] = TensorRecord(entry.role, dtype, shape, _PENDING, packing=packing, **more)
+    parts.forms[name] = packed_form(packing, shape)
+    parts.make[name] = lambda: integers
+
+
+def _layout(tensor: Tensor) -> str | None:
+    if tensor.is_contiguous():
+        return None
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return "channels_last"
+    if tensor.dim() == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d):
+        return "channels_last_3d"
+    return None
+
+
+def _transform(item: Transform, index: int, parts: _Parts) -> TransformRecord:
+    where = f"transforms[{index}]"
+    names = {}
+    for short, tensor in item.tensors.items():
+        stored = f"{ROLES['transform']}{index}/{short}"
+        if not isinstance(short, str) or not limits.NAME.match(stored):
+            raise CheckpointError(f"'{shown(str(short))}' cannot be a tensor's name", field=f"{where}.tensors")
+        parts.add(stored, "transform", tensor.detach())
+        names[short] = stored
+    return TransformRecord(item.kind, item.schema, plain(item.data, f"{where}.data"), names)
+
+
+def _schemes(transforms: tuple[Transform, ...], first: Mapping[str, str]) -> dict[str, tuple[int, Mapping[str, Any]]]:
+    """Return name -> (index of the transform, scheme); a later transform's scheme for a tensor counts."""
+    found: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for index, item in enumerate(transforms):
+        schemes = item.data.get("schemes", {})
+        where = f"transforms[{index}].data.schemes"
+        if not isinstance(schemes, Mapping):
+            raise CheckpointError("a mapping from tensor names to schemes was expected", field=where)
+        for name, scheme in schemes.items():
+            if not isinstance(scheme, Mapping):
+                raise CheckpointError("a scheme was expected", field=f"{where}.{name}")
+            found[first.get(name, name)] = index, scheme
+    return found
+
+
+def _packing(scheme: Mapping[str, Any], index: int, where: str, parts: _Parts) -> Packing:
+    def need(key: str, fit: Callable[[Any], bool], what: str) -> Any:
+        value = scheme.get(key)
+        if not fit(value):
+            raise CheckpointError(f"{what} was expected, not {shown(repr(value))}", field=f"{where}.{key}")
+        return value
+
+    kind = need("packing", lambda value: value in PACKINGS, " or ".join(PACKINGS))
+    most = 4 if kind == "int4" else 8
+    bits = need("bits", lambda value: type(value) is int and 2 <= value <= most, f"2 to {most}")
+    symmetric = need("symmetric", lambda value: type(value) is bool, "true or false")
+    granularity = need(
+        "granularity", lambda value: value in ("per_tensor", "per_channel", "per_group"), "a granularity"
+    )
+    axis = group = None
+    if granularity != "per_tensor":
+        axis = need("axis", lambda value: type(value) is int and 0 <= value < limits.MAX_DIMS, "a dimension")
+    if granularity == "per_group":
+        group = need("group_size", lambda value: type(value) is int and value >= 1, "a positive number")
+
+    def stored(key: str) -> str:
+        short = need(key, lambda value: isinstance(value, str), "a tensor's short name")
+        name = f"{ROLES['transform']}{index}/{short}"
+        if name not in parts.records:
+            raise CheckpointError(f"the transform has no tensor '{shown(short)}'", field=f"{where}.{key}")
+        return name
+
+    return Packing(
+        packing=kind,
+        bits=bits,
+        signed=symmetric if kind == "int4" else kind == "int8",
+        granularity=granularity,
+        axis=axis,
+        group_size=group,
+        scale=stored("scale"),
+        zero_point=None if scheme.get("zero_point") is None else stored("zero_point"),
+    )
+
+
+def _companion(transform: Transform, short: str, shapes: tuple[tuple[int, ...], ...], where: str) -> Tensor:
+    tensor = transform.tensors[short].detach().cpu()
+    if tuple(tensor.shape) not in shapes:
+        raise CheckpointError(f"its shape is {list(tensor.shape)}; {list(shapes[0])} was expected", field=where)
+    return tensor
+
+
+def _examples(
+    workload: Workload, model: nn.Module, parts: _Parts, parity: bool, *, quantized: bool
+) -> tuple[InputsRecord, ParityRecord | None]:
+    example = take_apart(workload.example_inputs)
+    outputs: ParityRecord | None = None
+    if parity:
+        size, values, found = choose(model, example)
+        quantized = quantized or any(item.kind.startswith("quant.") for item in workload.transforms)
+        outputs, stored = record_outputs(found, quantized=quantized)
+        for name, tensor in stored.items():
+            parts.add(name, "output", tensor)
+    else:
+        size = example.sizes()[0]
+        values = values_for(example, size)
+    record = record_of(example, values, size)
+    for item, tensor in zip(record.tensors, values.stored, strict=True):
+        parts.add(item.tensor, "input", tensor)
+    return record, outputs
+
+
+def _producers(workload: Workload) -> dict[str, str]:
+    names = {"slim-core", "torch"}
+    names |= {package for item in workload.transforms for prefix, package in KINDS["transforms"][1].items()
+              if item.kind.startswith(prefix)}  # fmt: skip
+    if workload.builder is not None:
+        names |= {package for prefix, package in KINDS["models"][1].items() if workload.builder.name.startswith(prefix)}
+    found = {}
+    for name in sorted(names):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _figure(value: Any, name: str) -> float | int | None:
+    if value is None:
+        return None
+    try:
+        number = value if isinstance(value, int) and not isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        raise CheckpointError(f"a number was expected, not {shown(repr(value))}", field=f"metrics.{name}") from None
+    return number if abs(number) <= 1e308 else None

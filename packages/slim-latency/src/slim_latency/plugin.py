@@ -1,3 +1,20 @@
 """The plugin: what slim-latency registers. Imports nothing heavy."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slim_core import Lazy, hookimpl
+
+if TYPE_CHECKING:
+    from slim_core.registry import Register
+
+
+@hookimpl
+def slim_register_backends(register: Register) -> None:
+    register("onnxruntime", Lazy("slim_latency.onnx_runtime", "OnnxRuntimeBackend"))
+
+
+@hookimpl
+def slim_register_commands(cli: Any) -> None:
+    cli.add_lazy("latency", Lazy("slim_latency.cli", "latency"), "Time exported models on real runtimes.")

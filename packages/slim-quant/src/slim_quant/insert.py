@@ -18,12 +18,20 @@ PER_CHANNEL = torch.ops.aten.fake_quantize_per_channel_affine.default
 #: where the scales of activations live in the state dict
 ACTIVATIONS = "activation_quant"
 
+#: the zero point of all symmetric weights
+ZERO = "weight_quant.zero_point"
+
 QParams = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def scale_name(weight: str) -> str:
-    """Return the state-dict name of a weight's scale; its zero point's ends in ``_zero_point``."""
+    """Return the state-dict name of a weight's scale."""
     return f"{weight}_scale"
+
+
+def zero_point_name(weight: str) -> str:
+    """Return the state-dict name of an affine weight's zero point."""
+    return f"{weight}_zero_point"
 
 
 def insert(
@@ -79,7 +87,10 @@ def _insert_weight(
 ) -> None:
     scale, zero_point = values
     set_tensor(model, scale_name(name), scale)
-    set_tensor(model, f"{name}_zero_point", zero_point, persistent=not scheme.symmetric)
+    if scheme.symmetric:
+        set_tensor(model, ZERO, torch.zeros((), dtype=torch.int32, device=scale.device), persistent=False)
+    else:
+        set_tensor(model, zero_point_name(name), zero_point)
     parameter = get_tensor(model, name)
     if not parameter.is_meta:
         with torch.no_grad():
@@ -90,12 +101,22 @@ def _insert_weight(
             fake = model.graph.call_function(PER_CHANNEL, (layers[0].args[1],))
         else:
             fake = model.graph.call_function(PER_TENSOR, (layers[0].args[1],))
-    parts = [read_tensor(model, scale_name(name), fake), read_tensor(model, f"{name}_zero_point", fake)]
+    parts = [read_tensor(model, scale_name(name), fake), _zero_point(model, name, scheme, scale, fake)]
     extra = (axis,) if scheme.granularity == "per_channel" else ()
     fake.meta["val"] = parameter.detach()
     for layer in layers:
         layer.args = (layer.args[0], fake, *layer.args[2:])
     fake.args = (fake.args[0], *parts, *extra, scheme.qmin, scheme.qmax)
+
+
+def _zero_point(model: ExportedModel, name: str, scheme: Scheme, scale: Tensor, before: fx.Node) -> fx.Node:
+    if not scheme.symmetric:
+        return read_tensor(model, zero_point_name(name), before)
+    zero = read_tensor(model, ZERO, before)
+    if not scale.dim():
+        return zero
+    with model.graph.inserting_before(before):
+        return model.graph.call_function(torch.ops.aten.expand.default, (zero, [len(scale)]))
 
 
 def _after(node: fx.Node) -> fx.Node:

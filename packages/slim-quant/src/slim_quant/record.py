@@ -13,7 +13,7 @@ from slim_core.graph.export import ExportedModel, export_graph
 from slim_core.workload import Inputs, Transform
 from slim_quant.fold import fold_batch_norms
 from slim_quant.graph import get_tensor, tied_names
-from slim_quant.insert import insert, scale_name
+from slim_quant.insert import insert, scale_name, zero_point_name
 from slim_quant.placement import Placement
 from slim_quant.schemes import Scheme
 
@@ -36,7 +36,7 @@ def describe(
                 "axis": axes[name],
                 "packing": _packing(scheme),
                 "scale": scale_name(name),
-                "zero_point": None if scheme.symmetric else f"{name}_zero_point",
+                "zero_point": None if scheme.symmetric else zero_point_name(name),
             }
     data = {
         "target": target,
@@ -92,7 +92,10 @@ def _empty(size: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _tensors(model: ExportedModel, weights: Mapping[str, Scheme]) -> dict[str, Tensor]:
-    return {}
+    """Return the scales (and affine zero points) that turn the stored integers into weights again."""
+    tensors = {scale_name(name): get_tensor(model, scale_name(name)) for name in weights}
+    affine = [zero_point_name(name) for name, scheme in weights.items() if not scheme.symmetric]
+    return tensors | {name: get_tensor(model, name) for name in affine}
 
 
 def _packing(scheme: Scheme) -> str:

@@ -81,6 +81,9 @@ def quantize_dequantize(axis: Any, low: int, high: int) -> Callable[[Tensor, Ten
 def _value(model: fx.GraphModule, argument: Any) -> Any:
     if not isinstance(argument, fx.Node):
         return argument
+    if argument.target == torch.ops.aten.expand.default:
+        inner = _value(model, argument.args[0])
+        return None if inner is None else inner.expand(argument.args[1]).clone()
     if argument.op != "get_attr":
         return None
     owner, _, leaf = str(argument.target).rpartition(".")

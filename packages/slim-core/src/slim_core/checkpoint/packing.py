@@ -86,8 +86,7 @@ def pack4(values: NDArray[np.int64]) -> NDArray[np.uint8]:
     halves = (values.reshape(-1) & 0xF).astype(np.uint8)
     if halves.size % 2:
         halves = np.concatenate([halves, np.zeros(1, np.uint8)])
-    packed: NDArray[np.uint8] = halves[0::2] | (halves[1::2] << 4)
-    return packed
+    return np.bitwise_or(halves[0::2], np.left_shift(halves[1::2], np.uint8(4)), dtype=np.uint8)
 
 
 def unpack4(packed: NDArray[np.uint8], count: int, *, signed: bool) -> NDArray[np.int8]:

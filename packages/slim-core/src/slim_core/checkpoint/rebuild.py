@@ -60,7 +60,10 @@ def rebuild(
     for index, item in enumerate(header.transforms):
         where = f"transforms[{index}]"
         replayer = _lookup(registry(), "transforms", item.kind, f"{where}.kind")
-        transform = Transform(item.kind, item.schema, item.data, {short: tensors[name] for short, name in item.tensors.items()})  # fmt: skip
+        if isinstance(replayer, type):
+            replayer = replayer()  # registered as a class, as techniques are
+        own = {short: tensors[name] for short, name in item.tensors.items()}
+        transform = Transform(item.kind, item.schema, item.data, own)
         try:
             with torch.random.fork_rng(devices=[]):
                 model = replayer.replay(model, transform, on_meta(header.inputs))

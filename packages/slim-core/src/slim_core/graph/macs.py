@@ -71,6 +71,17 @@ def _bilinear(node: Node, values: Sequence[Value]) -> int:
     return _out(node, values) * left * right
 
 
+def _trilinear(node: Node, values: Sequence[Value]) -> int:
+    # what bilinear becomes: three tensors, spread over common dimensions, multiplied and summed
+    spread = []
+    for position in (1, 2, 3):
+        sizes = list(_shape(node, f"i{position}", values))
+        for dim in sorted(node.args[f"expand{position}"]):
+            sizes.insert(dim, 1)
+        spread.append(sizes)
+    return prod(max(sizes) for sizes in zip(*spread, strict=True))
+
+
 def _attention(node: Node, values: Sequence[Value]) -> int:
     # (..., L, E) x (..., S, E) -> scores (..., L, S) x (..., S, Ev); a causal mask is not credited
     query, key, value = (_shape(node, name, values) for name in ("query", "key", "value"))
@@ -187,6 +198,7 @@ COUNTERS: Mapping[str, Counter] = MappingProxyType(
         "aten.baddbmm_": _inner("batch1"),
         "aten.addbmm": _addbmm,
         "aten.bilinear": _bilinear,
+        "aten._trilinear": _trilinear,
         "aten.einsum": _einsum,
         **{
             f"aten.{name}": _attention

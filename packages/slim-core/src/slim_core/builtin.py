@@ -67,3 +67,8 @@ def slim_register_commands(cli: Any) -> None:
     cli.add_lazy("run", Lazy("slim_core.cli.run", "run"), "Run a recipe: compress, export, measure, report.")
     cli.add_lazy("report", Lazy("slim_core.cli.run", "report"), "Show the report of a finished run again.")
     cli.add_lazy("recipe", Lazy("slim_core.cli.recipe", "recipe"), "Check, list and show recipes; print their schema.")
+    cli.add_lazy(
+        "inspect", Lazy("slim_core.cli.checkpoint", "inspect"), "Say what a checkpoint is, from its header alone."
+    )
+    cli.add_lazy("verify", Lazy("slim_core.cli.checkpoint", "verify"), "Check the hashes of a checkpoint.")
+    cli.add_lazy("diff", Lazy("slim_core.cli.checkpoint", "diff"), "Say what differs between two checkpoints.")

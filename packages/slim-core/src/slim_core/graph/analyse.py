@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from slim_core.graph.dims import Derivation, derive, rules_of
+from slim_core.graph.isolate import unwrap
 from slim_core.graph.probe import Failure, find_failures
 from slim_core.graph.record import record
 from slim_core.graph.rules.base import Rule
@@ -36,10 +37,11 @@ def analyse(
     """
     rules = rules_of(registry)
     graph = record(model, example_inputs, rules=rules)
+    inner = unwrap(model)
     choices: dict[int, int] = {}
     best: Coupling | None = None
     for _ in range(_ROUNDS if probe else 1):
-        derivation = _settled(graph, rules, choices)
+        derivation = _settled(inner, graph, rules, choices)
         if not probe:
             return derivation.coupling
         failures = find_failures(model, example_inputs, derivation.coupling, rules)
@@ -54,16 +56,26 @@ def analyse(
     return best
 
 
-def _settled(graph: Graph, rules: Mapping[str, Rule], choices: dict[int, int]) -> Derivation:
-    """Read ambiguous operators anew where everything that they touch is frozen, as often as that leads anywhere."""
-    derivation = derive(graph, rules, choices)
+def _settled(model: nn.Module, graph: Graph, rules: Mapping[str, Rule], choices: dict[int, int]) -> Derivation:
+    """Read ambiguous operators anew where everything that they touch is frozen, as long as that frees something.
+
+    All at once first, then those of one make at a time.
+    """
+    derivation = derive(graph, rules, choices, model)
     for _ in range(_ROUNDS):
-        again = _advance(derivation, derivation.stuck(), choices)
-        if not again:
+        steps = _advance(derivation, derivation.stuck(), choices)
+        makes: dict[tuple[object, ...], dict[int, int]] = {}
+        for node, choice in steps.items():
+            shapes = tuple(graph.values[index].shape[1:] for index in graph.nodes[node].outputs)
+            makes.setdefault((graph.nodes[node].op, shapes), {})[node] = choice
+        for trial in [steps, *makes.values()] if len(makes) > 1 else [steps]:
+            fresh = derive(graph, rules, choices | trial, model) if trial else derivation
+            if _reach(fresh.coupling) > _reach(derivation.coupling):
+                choices |= trial
+                derivation = fresh
+                break
+        else:
             break
-        fresh = derive(graph, rules, choices | again)
-        choices |= again
-        derivation = fresh
     return derivation
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from slim_core.graph.attention import attention_attributes
 from slim_core.graph.resize import new_sizes
 from slim_core.graph.types import Coupling, Graph
 
@@ -100,6 +101,8 @@ def _known(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator
             yield "num_groups", weight[0]
     elif isinstance(module, nn.Embedding) and weight:
         yield from (("num_embeddings", weight[0]), ("embedding_dim", weight[1]))
+    elif isinstance(module, nn.MultiheadAttention):
+        yield from attention_attributes(module, shapes)
     elif isinstance(module, nn.PReLU) and weight:
         yield "num_parameters", weight[0]
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from slim_core.errors import PluginError
+from slim_core.graph.attention import tie_attention
 from slim_core.graph.classes import components
 from slim_core.graph.rules import builtin_rules, find_rule
 from slim_core.graph.rules.base import Context, Rule, Site, UnsupportedError
@@ -57,13 +59,25 @@ def couple(graph: Graph, rules: Mapping[str, Rule] | None = None) -> Coupling:
 
 
 def derive(
-    graph: Graph, rules: Mapping[str, Rule] | None = None, choices: Mapping[int, int] | None = None
+    graph: Graph,
+    rules: Mapping[str, Rule] | None = None,
+    choices: Mapping[int, int] | None = None,
+    model: nn.Module | None = None,
 ) -> Derivation:
-    """Derive the channel groups under the given readings of ambiguous operators."""
+    """Derive the channel groups under the given readings of ambiguous operators.
+
+    Args:
+        graph: the recording.
+        rules: rules by operator name (default: the core's).
+        choices: the reading to take, by number of the operator.
+        model: the recorded model, for layers whose forward insists on more than its operators say.
+    """
     context = Context(graph, choices)
     state = [value for value in graph.values if value.kind in ("parameter", "buffer")]
     for value in state:
         context.labels_of(value.index)
+    if model is not None:
+        tie_attention(model, context)
     _apply(graph, builtin_rules() if rules is None else rules, context)
     for index in graph.outputs:
         for labels in context.labels_of(index):

@@ -92,7 +92,7 @@ class _Search:
         every = [group.name for group in self.coupling.groups if group.units > 1]
         self._narrow(every, bad, most=False)
         for name in self._sharing():
-            failure = None if name in bad else self._test([name], False)
+            failure = None if name in bad or name not in every else self._test([name], False)
             if failure is not None:
                 bad[name] = failure
         cut = self._hazardous()

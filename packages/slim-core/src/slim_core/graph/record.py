@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from slim_core.errors import ModelError
 from slim_core.graph.isolate import edited, isolated, quiet_torch, state_of, unwrap
+from slim_core.graph.quick import quick
 from slim_core.graph.rules import builtin_rules, find_rule
 from slim_core.graph.source import Locator, first_line
 from slim_core.graph.types import Graph, Node, Ref, Value, ValueKind
@@ -271,7 +272,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             name: self._encode(args[n] if n < len(args) else kwargs.get(name, default))
             for n, (name, default) in enumerate(info.defaults)
         }
-        result = func(*args, **kwargs)
+        result = None if self._keep_devices else quick(func, args, kwargs)
+        if result is None:
+            result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             outputs: tuple[int, ...] = (self.add(result, "intermediate"),)
         else:

@@ -54,6 +54,7 @@ class Context:
         self.sites: dict[int, Site] = {}
         self.roles: dict[tuple[int, int], Role] = {}
         self.used: set[int] = set()
+        self.live = live_nodes(graph)
         self._choices = choices or {}
         self._dims: list[Dims | None] = [None] * len(graph.values)
         self._zero: list[tuple[bool, ...] | None] = [None] * len(graph.values)
@@ -155,6 +156,11 @@ class Context:
         if labels is not None and len(labels):
             self.frozen.append((labels, reason, self.node.index))
 
+    def protect(self, labels: Labels | None, reason: str) -> None:
+        """Say that the result would be another without these indices: they are frozen, if anything uses the result."""
+        if self.node.index in self.live:
+            self.freeze(labels, reason)
+
     def fix(self, labels: Labels | None) -> None:
         """Freeze what is no channel at all (a kernel's height and width): it is not reported."""
         if labels is not None and len(labels):
@@ -168,7 +174,7 @@ class Context:
     def contract(self, labels: Labels | None, zero: bool, what: str) -> None:
         """Say that the operator sums over these indices. That is only right where masked terms are zero."""
         if not zero:
-            self.freeze(labels, f"{what} over channels that are not zero when masked")
+            self.protect(labels, f"{what} over channels that are not zero when masked")
 
     def role(self, ref: Ref, dim: int, role: Role) -> None:
         """Say what a parameter's dimension does with channels; the first word counts."""
@@ -202,6 +208,17 @@ class Context:
         if value.kind in ("parameter", "buffer"):
             return tuple(self.fresh(size) if size > 1 else None for size in value.shape)
         return (None,) * len(value.shape)
+
+
+def live_nodes(graph: Graph) -> set[int]:
+    """Return the operators that the model's outputs depend on, also through what is written in place."""
+    storages = {graph.values[index].storage for index in graph.outputs}
+    live: set[int] = set()
+    for node in reversed(graph.nodes):
+        if any(graph.values[index].storage in storages for index in node.outputs):
+            live.add(node.index)
+            storages.update(graph.values[ref.index].storage for ref in refs_of(node.args.values()))
+    return live
 
 
 def refs_of(value: Any) -> list[Ref]:

@@ -63,7 +63,7 @@ def singular(node: Node, ctx: Context) -> None:
     x = _first(node)
     for labels, zero in zip(ctx.dims(x), ctx.zero(x), strict=True):
         if zero:
-            ctx.freeze(labels, f"{_short(node)} is not finite where a channel is masked")
+            ctx.protect(labels, f"{_short(node)} is not finite where a channel is masked")
     _unary(node, ctx, False)
 
 
@@ -91,7 +91,7 @@ def divided(node: Node, ctx: Context) -> None:
     if isinstance(divisor, Ref):
         for labels, masked in zip(ctx.dims(divisor), ctx.zero(divisor), strict=True):
             if masked:
-                ctx.freeze(labels, "divides by a channel that is zero when masked")
+                ctx.protect(labels, "divides by a channel that is zero when masked")
     dividend: Any = node.args["self"]
     refs = _operands(node, ctx)
     dims, _ = broadcast(ctx, refs, any_zero=True)
@@ -137,7 +137,7 @@ def addcmul(node: Node, ctx: Context) -> None:
         divisor = node.args["tensor2"]
         for labels, zero in zip(ctx.dims(divisor), ctx.zero(divisor), strict=True):
             if zero:
-                ctx.freeze(labels, "divides by a channel that is zero when masked")
+                ctx.protect(labels, "divides by a channel that is zero when masked")
     dims, zeros = broadcast(ctx, first, any_zero=True)
     shape = ctx.graph.values[node.outputs[0]].shape
     if len(dims) == len(shape) and all(d is None or len(d) == n for d, n in zip(dims, shape, strict=True)):

@@ -49,7 +49,7 @@ def normed(node: Node, ctx: Context) -> None:
 def frozen(node: Node, ctx: Context) -> None:
     x: Ref = node.args["self"]
     for dim in _dims(node, ctx, x):
-        ctx.freeze(ctx.dims(x)[dim], f"{node.op.split('.')[1]} over channels")
+        ctx.protect(ctx.dims(x)[dim], f"{node.op.split('.')[1]} over channels")
     _reduce(node, ctx, x)
 
 
@@ -60,7 +60,7 @@ def along(node: Node, ctx: Context) -> None:
     dim = node.args.get("dim")
     dim = -1 if dim is None else dim
     if dims:
-        ctx.freeze(dims[dim], f"{node.op.split('.')[1]} over channels")
+        ctx.protect(dims[dim], f"{node.op.split('.')[1]} over channels")
         dims[dim] = None
     for position in range(len(node.outputs)):
         ctx.set(dims, output=position)

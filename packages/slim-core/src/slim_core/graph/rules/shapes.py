@@ -14,6 +14,9 @@ import numpy as np
 from slim_core.graph.rules.base import Context, Dims, Labels, Rule, UnsupportedError
 from slim_core.graph.types import Node, Ref
 
+#: what Python writes for an open end
+_END = 2**63 - 1
+_BY_NUMBER = ("select", "unbind", "chunk", "split", "split_with_sizes", "slice")
 _CONTRACTIONS = (
     "matmul", "bmm", "baddbmm", "scaled_dot_product", "einsum",
 )  # fmt: skip
@@ -112,9 +115,46 @@ def _carriers(table: Labels, wide: list[int], where: list[int], node: Node, ctx:
     inferred = [
         isinstance(size, tuple) and where[wide[n]] < len(size) and size[where[wide[n]]] == -1 for n in range(rank)
     ]
+    apart = [_taken_apart(node, where[wide[n]], ctx) for n in range(rank)]
+    whole = [n for n in range(rank) if not apart[n]]
     if _reaches_contraction(node, ctx):  # heads before positions: the size of a head sets the scale
-        return [rank - 2, *[n for n in range(rank - 1, -1, -1) if n != rank - 2]]
-    return sorted(range(rank), key=lambda n: (not inferred[n], -table.shape[n], -n))
+        first = whole[-2] if len(whole) > 1 else rank - 1
+        return sorted(range(rank), key=lambda n: (apart[n], n != first, -n))
+    return sorted(range(rank), key=lambda n: (apart[n], not inferred[n], -table.shape[n], -n))
+
+
+def _taken_apart(node: Node, dim: int, ctx: Context) -> bool:
+    """Return whether entries of a new dimension are soon taken by number, as the 3 of a joint q, k and v."""
+    front = [(node.outputs[0], dim)]
+    for _ in range(6):
+        following: list[tuple[int, int]] = []
+        for index, place in front:
+            rank = len(ctx.graph.values[index].shape)
+            for user in ctx.consumers(index):
+                name = user.op.split(".")[1]
+                if name in _BY_NUMBER and user.args.get("dim", 0) % rank == place and user.args.get("end") != _END:
+                    return True
+                moved = _moved(user, name, place, rank, ctx)
+                if moved is not None:
+                    following.append((user.outputs[0], moved))
+        front = following
+    return False
+
+
+def _moved(user: Node, name: str, place: int, rank: int, ctx: Context) -> int | None:
+    """Return where a dimension is after an operator that only moves dimensions."""
+    if name in ("contiguous", "clone"):
+        return place
+    if name == "transpose":
+        first, second = user.args["dim0"] % rank, user.args["dim1"] % rank
+        return second if place == first else first if place == second else place
+    if name == "permute":
+        return [d % rank for d in user.args["dims"]].index(place)
+    if name == "unsqueeze":
+        return place + (user.args["dim"] % (rank + 1) <= place)
+    if name == "squeeze" and isinstance(user.args.get("dim"), int):
+        return place - (user.args["dim"] % rank < place and ctx.graph.values[user.outputs[0]].shape != ())
+    return None
 
 
 def _reaches_contraction(node: Node, ctx: Context) -> bool:

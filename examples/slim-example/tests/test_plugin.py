@@ -15,7 +15,7 @@ from slim_core.testing.workloads import TinyNet, tiny_workload
 from slim_core.workload import Transform
 from torch import nn
 
-from slim_example.replay import KIND, REPLAYER
+from slim_example.replay import KIND, LowRankReplayer
 from slim_example.technique import LowRank, LowRankConfig, factorize
 
 
@@ -30,7 +30,7 @@ class TestReplayer(ReplayerContract):
     def case(self, tmp_path: Path) -> ReplayCase:
         result = LowRank().run(tiny_workload(), LowRankConfig(keep=0.25), Run(tmp_path, seed=0, registry=Registry()))
         workload = result.workload
-        return ReplayCase(REPLAYER, workload.transforms[-1], TinyNet, workload.example_inputs, workload.model)
+        return ReplayCase(LowRankReplayer(), workload.transforms[-1], TinyNet, workload.example_inputs, workload.model)
 
 
 def test_the_plugin_loads() -> None:
@@ -75,4 +75,4 @@ def test_an_impossible_share_is_refused(keep: object) -> None:
 )
 def test_a_hostile_record_is_refused(ranks: dict[str, int]) -> None:
     with pytest.raises(CheckpointError):
-        REPLAYER.replay(TinyNet().to("meta"), Transform(KIND, 1, {"ranks": ranks}), ())
+        LowRankReplayer().replay(TinyNet().to("meta"), Transform(KIND, 1, {"ranks": ranks}), ())

@@ -23,4 +23,4 @@ def slim_register_techniques(register: Register) -> None:
 @hookimpl
 def slim_register_transforms(register: Register) -> None:
     """Checkpoints of a compressed model are rebuilt with this."""
-    register("example.lowrank", Lazy("slim_example.replay", "REPLAYER"))
+    register("example.lowrank", Lazy("slim_example.replay", "LowRankReplayer"))

@@ -18,7 +18,7 @@ def two_layers(layer: nn.Linear, rank: int) -> tuple[nn.Linear, nn.Linear]:
     return first, second
 
 
-class Replayer:
+class LowRankReplayer:
     """Edits shapes and nothing else. What a file says is checked: files come from anywhere."""
 
     def replay(self, model: nn.Module, transform: Transform, example_inputs: Inputs) -> nn.Module:
@@ -36,6 +36,3 @@ class Replayer:
                 raise CheckpointError(f"rank {rank!r} is not possible for '{path}'", field=KIND)
             model.set_submodule(path, nn.Sequential(*two_layers(layer, rank)))
         return model
-
-
-REPLAYER = Replayer()

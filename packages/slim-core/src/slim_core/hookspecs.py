@@ -93,7 +93,7 @@ def slim_register_exporters(register: Register) -> None:
 
 @hookspec
 def slim_register_transforms(register: Register) -> None:
-    """Register :class:`slim_core.workload.Replayer` objects by transform kind (``"prune.channels"``).
+    """Register :class:`slim_core.workload.Replayer` classes (or instances) by transform kind (``"prune.channels"``).
 
     .. versionadded:: 0.1
     """

@@ -50,8 +50,12 @@ def test_plain_makes_json_values_of_what_commands_hold() -> None:
 
 
 def test_figures_stand_beside_the_bar() -> None:
-    text = figures({"loss": 0.31234, "accuracy": 0.97, "images_per_s": 12403.3, "phase": "warm-up"})
-    assert text == "loss 0.3123  accuracy 0.97  12,403 images/s  phase warm-up"
+    text = figures({"loss": 0.31234, "accuracy": 0.97, "images_per_s": 12403.3, "phase": "warm-up", "epoch": 3})
+    assert text == "loss 0.3123  accuracy 0.9700  12,403 images/s  phase warm-up  epoch 3"
+    assert (
+        figures({"images_per_s": 736.6, "tokens_per_s": 7.5, "macs": 1234.5})
+        == "737 images/s  7.500 tokens/s  macs 1,234"
+    )
 
 
 def test_a_table_in_a_pipe_has_no_escapes_and_keeps_its_width() -> None:
@@ -101,7 +105,7 @@ def test_people_at_a_terminal_get_bars_and_notes_above_them(monkeypatch: pytest.
         output.progress.note("epoch 1 done")
         outer.advance(2)
     text = err.getvalue()
-    for part in ("training [fast]", "epoch 1", "2/2", "loss 0.5  1000 images/s", "epoch 1 done", "2/4"):
+    for part in ("training [fast]", "epoch 1", "2/2", "loss 0.5000  1,000 images/s", "epoch 1 done", "2/4"):
         assert part in text, part
 
 

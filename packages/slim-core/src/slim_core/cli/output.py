@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -20,6 +21,7 @@ from slim_core.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.progress import ProgressColumn, Task
 
     from slim_core.progress import Track
 
@@ -168,14 +170,7 @@ class _Bars:
 
     def _open(self) -> Any:
         if self._live is None:
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
             self._live = Progress(
                 TextColumn("{task.description}"),
@@ -183,8 +178,7 @@ class _Bars:
                 MofNCompleteColumn(),
                 TextColumn("[cyan]{task.fields[figures]}"),
                 TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                _left_column(),
                 console=self._output.console(stderr=True),
                 transient=True,
             )
@@ -199,6 +193,22 @@ class _Bars:
             self._live = None
 
 
+def _left_column() -> ProgressColumn:
+    """Return a column with the time that is left, and nothing while that is not known."""
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
+    class Left(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            seconds = task.time_remaining
+            known = seconds is not None and not task.finished
+            return Text(f"{timedelta(seconds=int(seconds or 0))} left" if known else "", style="progress.remaining")
+
+    return Left()
+
+
 class _Bar:
     def __init__(self, live: Any, task: Any) -> None:
         self._live, self._task = live, task
@@ -210,14 +220,19 @@ class _Bar:
 
 
 def figures(fields: Mapping[str, float | str]) -> str:
-    """Return the text beside a bar: ``"loss 0.312  accuracy 0.9714  1240 images/s"``.
+    """Return the text beside a bar: ``"loss 0.3120  top1 0.9714  1,240 images/s"``.
 
-    Names that end in ``_per_s`` stand behind their number.
+    Names that end in ``_per_s`` stand behind their number, which has no decimals from 100 on.
     """
     parts = []
     for name, value in fields.items():
-        text = value if isinstance(value, str) else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
         rate = name.removesuffix("_per_s")
+        if isinstance(value, str):
+            text = value
+        elif abs(value) >= 1000 or (rate != name and abs(value) >= 100) or isinstance(value, int):
+            text = f"{value:,.0f}"
+        else:
+            text = f"{value:#.4g}"  # with the zeros at the end: a figure that changes keeps its width
         parts.append(f"{text} {rate}/s" if rate != name else f"{name} {text}")
     return "  ".join(parts)
 

@@ -1,0 +1,77 @@
+"""Quick shapes against PyTorch's own meta kernels: the same shape, strides and dtype, or ``None``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from slim_core.graph.quick import _RULES, QuickShapes, quick
+
+aten = torch.ops.aten
+SHAPES = [(2, 3), (1, 3), (2, 3, 4, 5), (2, 3, 1, 1), (1, 3, 1, 1), (3,), (4, 5), (2, 1, 4, 5)]
+LAYOUTS = {
+    "contiguous": lambda shape: torch.empty(shape, device="meta"),
+    "transposed": lambda shape: torch.empty(shape[::-1], device="meta").permute(*reversed(range(len(shape)))),
+    "expanded": lambda shape: torch.empty((1, *shape[1:]), device="meta").expand(shape),
+    "double": lambda shape: torch.empty(shape, dtype=torch.float64, device="meta"),
+    "integer": lambda shape: torch.empty(shape, dtype=torch.int64, device="meta"),
+}
+tensors = st.tuples(st.sampled_from(SHAPES), st.sampled_from(sorted(LAYOUTS))).map(lambda t: LAYOUTS[t[1]](t[0]))
+
+
+def agrees(func, args) -> None:
+    given = quick(func, args, {})
+    if given is None:
+        return
+    in_place = func._schema.name.endswith("_")
+    expected = func(*args)  # must not raise where a quick rule answers
+    assert given.shape == expected.shape
+    assert given.dtype == expected.dtype
+    assert given.stride() == expected.stride()
+    assert given.is_meta
+    if in_place:
+        assert given is args[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    x=tensors, name=st.sampled_from(sorted(_RULES, key=str)), y=st.one_of(tensors, st.floats(0.5, 2), st.integers(1, 3))
+)
+def test_rules_give_what_the_operator_gives(x, name, y) -> None:
+    binary = "Tensor" in str(name)
+    if "batch_norm" in str(name):
+        return
+    args = (x, y) if binary else (x,)
+    if "clamp" in str(name):
+        args = (x, 0.0, 1.0)
+    agrees(name, args)
+
+
+@settings(max_examples=60, deadline=None)
+@given(x=tensors, channels=st.sampled_from([3, 4]), affine=st.booleans(), training=st.booleans())
+def test_batch_norm(x, channels, affine, training) -> None:
+    own = torch.empty(channels, device="meta")
+    weight = own if affine else None
+    agrees(aten.batch_norm.default, (x, weight, weight, own, own, training, 0.1, 1e-5, False))
+
+
+def test_arguments_that_do_not_fit_are_left_to_the_operator() -> None:
+    x, wrong = torch.empty(2, 3, 4, 4, device="meta"), torch.empty(4, device="meta")
+    assert quick(aten.batch_norm.default, (x, wrong, wrong, wrong, wrong, False, 0.1, 1e-5, False), {}) is None
+    assert quick(aten.add.Tensor, (x, torch.empty(2, 4, 4, 4, device="meta")), {}) is None
+    assert quick(aten.add_.Tensor, (torch.empty(1, 3, device="meta"), torch.empty(2, 3, device="meta")), {}) is None
+    with QuickShapes(), pytest.raises(RuntimeError):
+        x + torch.empty(2, 4, 4, 4, device="meta")
+
+
+def test_a_forward_under_the_mode_has_the_shapes_of_the_real_one() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=4), nn.Hardswish(inplace=True),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5), nn.Softplus(),
+    ).eval()  # fmt: skip
+    expected = net(torch.zeros(2, 3, 9, 9)).shape
+    with torch.inference_mode(), QuickShapes():
+        assert net.to("meta")(torch.empty(2, 3, 9, 9, device="meta")).shape == expected

@@ -209,9 +209,11 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 def to_device(value: Any, device: torch.device, memory_format: torch.memory_format | None = None) -> Any:
     """Move every tensor of a nested value to ``device``; four-dimensional ones get ``memory_format`` if given."""
 
+    ahead = device.type != "cpu"  # a copy to the CPU that is not awaited may be read too early
+
     def move(tensor: Tensor) -> Tensor:
         if memory_format is not None and tensor.ndim == 4:
-            return tensor.to(device, memory_format=memory_format, non_blocking=True)
-        return tensor.to(device, non_blocking=True)
+            return tensor.to(device, memory_format=memory_format, non_blocking=ahead)
+        return tensor.to(device, non_blocking=ahead)
 
     return map_tensors(value, move)

@@ -27,7 +27,7 @@ def kept_generators() -> Iterator[None]:
     """Give the global generators their state back at the end."""
     python, numpy_ = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         random.setstate(python)

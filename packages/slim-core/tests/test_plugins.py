@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from textwrap import dedent
 from types import ModuleType, SimpleNamespace
@@ -44,7 +46,7 @@ def plugin(name: str, **hooks: Callable[..., Any]) -> ModuleType:
     return module
 
 
-def host_of(*modules: ModuleType, strict: bool = False) -> PluginHost:
+def host_of(*modules: ModuleType | Path, strict: bool = False) -> PluginHost:
     return load_plugins(select=[], extra=modules, strict=strict)
 
 
@@ -271,6 +273,7 @@ def test_extra_takes_dotted_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_project", raising=False)
 
     def write(text: str) -> Path:
         path = tmp_path / "my_project.py"
@@ -365,6 +368,28 @@ def test_loading_one_file_twice_registers_once(project: Callable[[str], Path]) -
     assert host.load_file(path) is host.load_file(path)
 
 
+def test_a_later_host_sees_what_was_edited_meanwhile(project: Callable[[str], Path]) -> None:
+    text = "import slim_core\n@slim_core.register.model('my/net')\ndef net(): return {}\n"
+    assert host_of(project(text.format(1))).registry.get("models", "my/net")() == 1
+    assert host_of(project(text.format("'two'"))).registry.get("models", "my/net")() == "two"
+
+
+def test_a_worker_process_can_unpickle_what_the_file_defines(project: Callable[[str], Path]) -> None:
+    path = project("import slim_core\n@slim_core.register.model('my/net')\ndef net(): return 'built'\n")
+    built = host_of(path).registry.get("models", "my/net")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert pool.submit(built).result(timeout=60) == "built"
+
+
+def test_a_file_named_like_an_installed_module_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "json.py").write_text("import slim_core\n@slim_core.register.model('my/net')\ndef net(): ...\n")
+    assert host_of(tmp_path / "json.py").registry.names("models") == ("my/net",)
+    assert sys.modules["json"] is json
+
+
 def test_two_files_of_one_name_both_load(project: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / "my_project.py"
@@ -393,7 +418,7 @@ def test_errors_in_the_file_name_file_and_line(project: Callable[[str], Path], t
         host.load_file(path)
     assert caught.value.where == f"{path}:{line}"
     assert what in caught.value.what
-    assert not [name for name in set(sys.modules) - before if name.startswith("slim_project_")]
+    assert not [name for name in set(sys.modules) - before if "my_project" in name]
 
 
 def test_a_clash_in_the_file_takes_everything_of_it_back(project: Callable[[str], Path]) -> None:

@@ -9,9 +9,10 @@ import hashlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,10 +98,12 @@ def _refusal(requires: Sequence[str], running: str) -> str | None:
 
 
 def import_file(path: Path) -> ModuleType:
-    """Import one local Python file as a module of its own.
+    """Import one local Python file.
 
-    The file's folder goes to the front of ``sys.path`` and stays there, as with ``python my_project.py``, so
-    that the file may import its neighbours, also later.
+    The file's folder goes to the front of ``sys.path`` and stays there, as with ``python my_project.py``, so that the
+    file may import its neighbours, also later. The module gets the name that ``import my_project`` would give it, so
+    that worker processes can unpickle what it defines; where that name belongs to something else, it gets another.
+    The file runs each time: a host that is made after an edit sees the edit.
 
     Raises:
         PluginError: the file is not there, or it raised; ``where`` is the file and the line.
@@ -108,30 +111,44 @@ def import_file(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise PluginError(f"there is no file {path}", hint="--load takes the path of one Python file")
-    name = f"slim_project_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    name = _module_name(path)
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path.name} is not a Python file", hint="--load takes the path of one .py file")
     module = module_from_spec(spec)
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
+    before = sys.modules.get(name)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except KeyboardInterrupt:
-        sys.modules.pop(name, None)
-        raise
-    except SlimError:
-        sys.modules.pop(name, None)
-        raise
     except BaseException as error:
-        sys.modules.pop(name, None)
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+        if isinstance(error, KeyboardInterrupt | SlimError):
+            raise
         raise PluginError(
             f"{path.name} could not be loaded: {describe(error)}",
             where=place(error, prefer=path),
             hint=f"`python {path.name}` shows the whole traceback",
         ) from error
     return module
+
+
+def _module_name(path: Path) -> str:
+    """Return the file's stem where importing that finds this file, else a name that nothing else has."""
+    stem = path.stem
+    with suppress(ImportError, ValueError, AttributeError):
+        if stem in sys.modules:
+            found = sys.modules[stem].__file__
+        else:
+            spec = find_spec(stem) if stem.isidentifier() else None
+            found = spec.origin if spec is not None else None
+        if found is not None and Path(found).resolve() == path:
+            return stem
+    return f"slim_project_{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def describe(error: BaseException) -> str:

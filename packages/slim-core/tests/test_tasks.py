@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slim_core.errors import DataError, SlimError
+from slim_core.plugins import load_plugins
 from slim_core.tasks import ClassificationTask, logits_of
 
 LOGITS = torch.tensor(np.random.default_rng(0).normal(size=(40, 8)), dtype=torch.float32)
@@ -111,3 +112,10 @@ def test_bad_batches_are_named(batch, message: str):
 def test_bad_smoothing_is_named():
     with pytest.raises(SlimError, match="label_smoothing"):
         ClassificationTask(label_smoothing=1.0)
+
+
+def test_the_task_is_registered_by_core():
+    registry = load_plugins(select=()).registry
+    task = registry.get("tasks", "classification")(label_smoothing=0.1, num_classes=8)
+    assert (task.label_smoothing, task.num_classes) == (0.1, 8)
+    assert registry.get("techniques", "fit").name == "fit"

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from slim_core.graph.dims import Derivation, derive, rules_of
-from slim_core.graph.isolate import unwrap
+from slim_core.graph.isolate import collector_paused, unwrap
 from slim_core.graph.probe import Failure, find_failures
 from slim_core.graph.record import record
 from slim_core.graph.rules.base import Rule
@@ -35,7 +35,11 @@ def analyse(
     Raises:
         ModelError: the forward fails on the example inputs.
     """
-    rules = rules_of(registry)
+    with collector_paused():
+        return _analyse(model, example_inputs, probe, rules_of(registry))
+
+
+def _analyse(model: nn.Module, example_inputs: Inputs, probe: bool, rules: Mapping[str, Rule]) -> Coupling:
     graph = record(model, example_inputs, rules=rules)
     inner = unwrap(model)
     choices: dict[int, int] = {}

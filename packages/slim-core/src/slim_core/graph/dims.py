@@ -18,6 +18,7 @@ from torch import nn
 from slim_core.errors import PluginError
 from slim_core.graph.attention import tie_attention
 from slim_core.graph.classes import components
+from slim_core.graph.isolate import collector_paused
 from slim_core.graph.rules import builtin_rules, find_rule
 from slim_core.graph.rules.base import Context, Rule, Site, UnsupportedError
 from slim_core.graph.types import ChannelGroup, Coupling, Frozen, Graph, Member, SourceLine, Value
@@ -55,7 +56,8 @@ def couple(graph: Graph, rules: Mapping[str, Rule] | None = None) -> Coupling:
         graph: what :func:`record` returned.
         rules: rules by operator name (default: the core's). An operator without a rule freezes what it touches.
     """
-    return derive(graph, rules).coupling
+    with collector_paused():
+        return derive(graph, rules).coupling
 
 
 def derive(

@@ -6,6 +6,7 @@ the forward did to them. The user's hooks run, because they may change what the 
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -142,6 +143,18 @@ def quiet_torch(model: nn.Module) -> Iterator[None]:
         if "torch._dynamo" in sys.modules or any(hasattr(module, "_orig_mod") for module in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Hold Python's cycle collector back: a full collection over torch's modules costs more than an analysis."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

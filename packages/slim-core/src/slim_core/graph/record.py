@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slim_core.errors import ModelError
-from slim_core.graph.isolate import edited, isolated, quiet_torch, state_of, unwrap
+from slim_core.graph.isolate import collector_paused, edited, isolated, quiet_torch, state_of, unwrap
 from slim_core.graph.quick import quick
 from slim_core.graph.rules import builtin_rules, find_rule
 from slim_core.graph.source import Locator, first_line
@@ -120,6 +120,7 @@ class Attempt:
         """Return the recording, or ``None`` and leave what was raised in ``error``."""
         try:
             with ExitStack() as stack:
+                stack.enter_context(collector_paused())
                 stack.enter_context(quiet_torch(self.model))
                 fake = FakeTensorMode(allow_non_fake_inputs=True) if self.kind == "fake" else None
                 state = state_of(self.model)
@@ -162,10 +163,10 @@ class Attempt:
                 if fake is not None:
                     with fake:
                         data = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
-                elif cut:
+                elif cut or tensor.layout != torch.strided:
                     data = torch.empty(size, dtype=tensor.dtype, device="meta")
                 else:
-                    data = torch.empty_like(data, device="meta")
+                    data = torch.empty_strided(size, tensor.stride(), dtype=tensor.dtype, device="meta")
             if isinstance(tensor, nn.Parameter):
                 return nn.Parameter(data, requires_grad=tensor.requires_grad)
             return data
@@ -304,9 +305,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 args = (*args[: info.device], torch.device("meta"), *args[info.device + 1 :])
             elif kwargs.get("device") is not None or not has_tensor:
                 kwargs = {**kwargs, "device": torch.device("meta")}
-        if any(
-            isinstance(leaf, Tensor) and leaf.device.type != "meta" for leaf in pytree.arg_tree_leaves(*args, **kwargs)
-        ):
+        if any(map(_is_foreign, args)) or any(map(_is_foreign, kwargs.values())):
             args, kwargs = pytree.tree_map_only(Tensor, self._twin, (args, kwargs))
         return args, kwargs
 
@@ -338,3 +337,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return int(tensor.untyped_storage()._cdata)
         except (NotImplementedError, RuntimeError):  # sparse and the like
             return -id(tensor)
+
+
+def _is_foreign(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.device.type != "meta"
+    return isinstance(value, list | tuple) and any(map(_is_foreign, value))

@@ -147,7 +147,7 @@ def _moved(user: Node, name: str, place: int, rank: int, ctx: Context) -> int | 
         return place
     if name == "transpose":
         first, second = user.args["dim0"] % rank, user.args["dim1"] % rank
-        return second if place == first else first if place == second else place
+        return int(second if place == first else first if place == second else place)
     if name == "permute":
         return [d % rank for d in user.args["dims"]].index(place)
     if name == "unsqueeze":

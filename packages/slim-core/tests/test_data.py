@@ -10,8 +10,11 @@ from torch import Tensor
 
 from slim_core.data import (
     Dataset,
+    StreamSource,
     TensorSource,
     batch_size,
+    begin_epoch,
+    check_reiterable,
     generator,
     length,
     map_tensors,
@@ -171,3 +174,38 @@ def test_the_length_of_what_does_not_know_it():
 
     assert length(torch.utils.data.DataLoader(Stream(), 2)) is None
     assert length([1, 2]) == 2
+
+
+def test_a_stream_is_made_anew_for_each_epoch():
+    stream = StreamSource(lambda epoch: (epoch * 10 + number for number in range(3)), length=3)
+    assert list(stream) == list(stream) == [0, 1, 2]
+    begin_epoch(stream, 2)
+    assert list(stream) == [20, 21, 22]
+    assert (length(stream), length(StreamSource(lambda epoch: []))) == (3, None)
+
+
+def test_a_loaders_sampler_and_data_set_hear_of_the_epoch():
+    class Told(list[int]):
+        epoch = -1
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+    data, sampler = Told([1, 2]), Told([0, 1])
+    begin_epoch(torch.utils.data.DataLoader(data, sampler=sampler), 4)
+    assert (data.epoch, sampler.epoch) == (4, 4)
+
+
+def test_a_loaders_own_generator_gives_each_epoch_an_order_of_its_own():
+    loader = torch.utils.data.DataLoader(range(20), 20, shuffle=True, generator=torch.Generator())
+    orders = []
+    for epoch in (0, 1, 0):
+        begin_epoch(loader, epoch, seed=5)
+        orders.append(next(iter(loader)).tolist())
+    assert orders[0] == orders[2] != orders[1]
+
+
+def test_an_iterator_is_refused():
+    with pytest.raises(DataError, match="training data is an iterator"):
+        check_reiterable((number for number in range(3)), "training")
+    check_reiterable([1], "training")

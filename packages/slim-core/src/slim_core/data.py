@@ -1,13 +1,14 @@
 """Data sets and sources of batches: what a registered data set returns, tensors in memory, and helpers over batches.
 
-No data set lives here: those come from plugins (slim-zoo has ``digits`` and ``fashion-mnist``). Any re-iterable of
-batches is a source: a list, a ``torch.utils.data.DataLoader``, a Hugging Face data set, an own class.
+No data set lives here: those come from plugins (slim-zoo has ``digits`` and ``fashion-mnist``). Anything that yields
+batches and can be iterated again and again is a source: a list, a ``torch.utils.data.DataLoader`` (over a Hugging
+Face data set, say), an own class; :class:`StreamSource` makes one of a function that returns iterators.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +133,59 @@ class TensorSource:
         )
 
 
+class StreamSource:
+    """Batches from a function that makes an iterator anew for each epoch.
+
+    Args:
+        make: gets the epoch (from 0) and returns the batches of one pass.
+        length: number of batches, where it is known: schedules then move with every step.
+    """
+
+    def __init__(self, make: Callable[[int], Iterable[Any]], length: int | None = None) -> None:
+        self.make, self.length, self.epoch = make, length, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("the length of this stream is not known")
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.make(self.epoch))
+
+
+def begin_epoch(source: DataSource, epoch: int, seed: int | None = None) -> None:
+    """Tell a source which epoch comes, so that its order is a function of it.
+
+    ``set_epoch`` of the source is called, or, for a ``DataLoader``, that of its sampler and data set; a loader's own
+    generator is seeded from ``seed`` and the epoch.
+    """
+    if isinstance(source, torch.utils.data.DataLoader):
+        if source.generator is not None and seed is not None:
+            source.generator.manual_seed(generator(seed, epoch).initial_seed())
+        parts: tuple[Any, ...] = (source.sampler, source.batch_sampler, source.dataset)
+    else:
+        parts = (source,)
+    for part in parts:
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+
+
+def check_reiterable(source: DataSource, what: str) -> None:
+    """Refuse an iterator that can be read only once.
+
+    Raises:
+        DataError: ``source`` is one; says how to wrap it.
+    """
+    if isinstance(source, Iterator):
+        raise DataError(
+            f"the {what} data is an iterator, which can be read only once",
+            hint="pass a list, a DataLoader, or slim_core.data.StreamSource(lambda epoch: …), which makes it anew",
+        )
+
+
 def generator(*numbers: int) -> torch.Generator:
     """Return a CPU generator whose state is a pure function of ``numbers`` (a seed, an epoch, …)."""
     state = np.random.SeedSequence([number & 0xFFFF_FFFF_FFFF_FFFF for number in numbers]).generate_state(1, np.uint64)
@@ -208,7 +262,6 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 def to_device(value: Any, device: torch.device, memory_format: torch.memory_format | None = None) -> Any:
     """Move every tensor of a nested value to ``device``; four-dimensional ones get ``memory_format`` if given."""
-
     ahead = device.type != "cpu"  # a copy to the CPU that is not awaited may be read too early
 
     def move(tensor: Tensor) -> Tensor:

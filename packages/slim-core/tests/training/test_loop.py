@@ -213,6 +213,10 @@ def test_what_is_missing_is_named(workload):
         fit(replace(workload, train=None), FitConfig())
     with pytest.raises(DataError, match="a task"):
         fit(replace(workload, task=None), FitConfig())
+    with pytest.raises(DataError, match="training data is an iterator"):
+        fit(replace(workload, train=iter(workload.train)), FitConfig())
+    with pytest.raises(DataError, match="validation data is an iterator"):
+        fit(replace(workload, val=iter(workload.val)), FitConfig())
     with pytest.raises(DataError, match="empty"):
         fit(replace(workload, train=[]), FitConfig())
     with pytest.raises(ModelError, match="no trainable"):

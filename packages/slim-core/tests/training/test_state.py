@@ -102,6 +102,21 @@ def test_a_finished_run_returns_at_once_with_the_same_model(workload, tmp_path: 
         assert torch.equal(a, b)
 
 
+def test_a_loader_with_a_generator_of_its_own_resumes_bit_for_bit(workload, tmp_path: Path):
+    def loaded():
+        data = torch.utils.data.TensorDataset(workload.train.inputs, workload.train.targets)
+        random = torch.Generator().manual_seed(11)
+        return replace(workload, train=torch.utils.data.DataLoader(data, 16, shuffle=True, generator=random))
+
+    whole = fit(loaded(), FitConfig(epochs=3), callbacks=[Interrupt()]).workload.model
+    with pytest.raises(KeyboardInterrupt):
+        fit(loaded(), FitConfig(epochs=3), callbacks=[Interrupt(8)], folder=tmp_path)
+    resumed = fit(loaded(), FitConfig(epochs=3), callbacks=[Interrupt()], folder=tmp_path)
+    assert resumed.resumed_at == 1
+    for a, b in zip(whole.parameters(), resumed.workload.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_tied_weights_survive(tmp_path: Path):
     class Tied(nn.Module):
         def __init__(self) -> None:

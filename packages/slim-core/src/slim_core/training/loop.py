@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slim_core.data import batch_size, length, to_device
+from slim_core.data import batch_size, begin_epoch, check_reiterable, length, to_device
 from slim_core.errors import DataError, ModelError, SlimError
 from slim_core.progress import Progress, SilentProgress, Track
 from slim_core.technique import Run
@@ -128,6 +128,11 @@ class _Loop:
         self.model, self.config, self.seed = model, config, seed
         self.callbacks, self.folder, self.progress = callbacks, folder, progress
         self.home = device_of(model)
+        check_reiterable(self.train, "training")
+        if self.val is not None:
+            check_reiterable(self.val, "validation")
+        own = getattr(workload.train, "generator", None)  # a DataLoader's
+        self.loader_seed = own.initial_seed() if isinstance(own, torch.Generator) else None
         self.steps_per_epoch = length(workload.train)
         if self.steps_per_epoch == 0:
             raise DataError("the training data is empty")
@@ -177,8 +182,7 @@ class _Loop:
 
     def _epoch(self, state: FitState, track: Track) -> None:
         seed_epoch(self.seed, state.epoch)
-        if hasattr(self.train, "set_epoch"):
-            self.train.set_epoch(state.epoch)
+        begin_epoch(self.train, state.epoch, self.loader_seed)
         set_mode(self.model, True)
         self._call("on_epoch_start", state)
         began, samples = time.perf_counter(), 0

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from slim_core import builtin, hookspecs
+from slim_core import builtin, hookspecs, register
 from slim_core.errors import SlimError
 from slim_core.registry import Lazy
+from slim_core.testing import contracts
 
 REPOSITORY = Path(__file__).parents[3]
 DOCS = REPOSITORY / "docs"
@@ -85,6 +86,18 @@ def test_each_core_command_exists_and_has_one_line_in_the_help(name: str) -> Non
     assert command.help
     assert line.endswith(".")
     assert len(line) <= 70
+
+
+def test_every_contract_is_documented() -> None:
+    text = (DOCS / "plugins" / "index.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(\w+Contract)` \|", text, re.MULTILINE))
+    assert listed == {name for name in contracts.__all__ if name.endswith("Contract")}
+
+
+def test_every_decorator_is_documented() -> None:
+    text = (DOCS / "plugins" / "index.md").read_text(encoding="utf-8")
+    made = {name for name, value in vars(register).items() if inspect.isfunction(value)} - {"named", "marked"}
+    assert [name for name in sorted(made) if f"`{name}`" not in text] == []
 
 
 def test_statuses_are_documented() -> None:

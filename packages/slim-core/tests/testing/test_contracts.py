@@ -372,18 +372,6 @@ def test_the_tiny_workload_is_the_same_each_time_and_leaves_the_global_generator
 # --- backends -------------------------------------------------------------------------------------------------------
 
 
-class TestEager(BackendContract):
-    """The core's own backend keeps the contract."""
-
-    @pytest.fixture
-    def case(self) -> BackendCase:
-        return BackendCase(EagerBackend)
-
-    @pytest.fixture
-    def registry(self) -> Registry:
-        return load_plugins(select=[]).registry
-
-
 class _Session(TorchSession):
     def __init__(self, backend: type[EagerBackend], model: nn.Module, threads: int | None) -> None:
         super().__init__(model, threads, "eager")
@@ -492,16 +480,6 @@ def backend_breaches(backend: type[EagerBackend]) -> set[str]:
 
 
 # --- cost models ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["macs", "params", "bytes", "memory"])
-class TestCostModels(CostModelContract):
-    """The core's own cost models keep the contract."""
-
-    @pytest.fixture
-    def cost_model(self, name: str) -> Any:
-        found = load_plugins(select=[]).registry.get("cost_models", name)
-        return found() if isinstance(found, type) else found
 
 
 class _Cost:

@@ -23,6 +23,4 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or module.split(".")[0] != error.name.split(".")[0]:
             raise  # something inside the module is broken: that is another error
-        raise MissingExtraError(
-            f"{module.split('.')[0]} is not installed", hint=f"pip install '{extra}'"
-        ) from None
+        raise MissingExtraError(f"{module.split('.')[0]} is not installed", hint=f"pip install '{extra}'") from None

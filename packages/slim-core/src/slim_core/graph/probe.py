@@ -96,7 +96,10 @@ class _Search:
             if failure is not None:
                 bad[name] = failure
         cut = self._hazardous()
-        self._narrow([name for name in every if name in cut and name not in bad], bad, most=True)
+        names = [name for name in every if name in cut and name not in bad]
+        for bit in range(len(names).bit_length()):  # of any two groups, some test takes one and leaves the other
+            chosen = [name for code, name in enumerate(names, 1) if code >> bit & 1 and name not in bad]
+            self._narrow(chosen, bad, most=True)
         return bad
 
     def _narrow(self, names: list[str], bad: dict[str, Failure], *, most: bool) -> None:

@@ -146,14 +146,15 @@ def _moved(user: Node, name: str, place: int, rank: int, ctx: Context) -> int | 
     if name in ("contiguous", "clone"):
         return place
     if name == "transpose":
-        first, second = user.args["dim0"] % rank, user.args["dim1"] % rank
-        return int(second if place == first else first if place == second else place)
+        swap: dict[int, int] = {user.args["dim0"] % rank: user.args["dim1"] % rank}
+        swap |= {second: first for first, second in swap.items()}
+        return swap.get(place, place)
     if name == "permute":
-        return [d % rank for d in user.args["dims"]].index(place)
+        return int([d % rank for d in user.args["dims"]].index(place))
     if name == "unsqueeze":
-        return place + (user.args["dim"] % (rank + 1) <= place)
+        return place + int(user.args["dim"] % (rank + 1) <= place)
     if name == "squeeze" and isinstance(user.args.get("dim"), int):
-        return place - (user.args["dim"] % rank < place and ctx.graph.values[user.outputs[0]].shape != ())
+        return place - int(user.args["dim"] % rank < place)
     return None
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from slim_core.graph.types import ChannelGroup, Coupling, Graph, Member
-from slim_prune.edits import AttributeEdit, Edits, TensorEdit
+from slim_prune.edits import AttributeEdit, Edits, TensorEdit, state_of
 from slim_prune.prune_plan import GroupPlan, PrunePlan, ties_of
 from slim_prune.signature import describe
 
@@ -64,8 +64,8 @@ def plan(model: nn.Module | None = None) -> PrunePlan:
         model_class="HandNet",
         groups=(GroupPlan("a", 6, 1, KEPT),),
         edits=edits(),
-        shapes={name: tuple(tensor.shape) for name, tensor in _state(model).items()},
-        ties=ties_of(model),
+        shapes={name: tuple(tensor.shape) for name, tensor in state_of(model).items()},
+        ties=ties_of(state_of(model)),
         importance="l1",
         allocation="uniform",
         budget={"macs": 0.5},
@@ -97,7 +97,3 @@ def pruned_by_hand(model: HandNet) -> dict[str, torch.Tensor]:
     for name in ("b.weight", "c.weight"):
         state[name] = state[name][:, KEPT]
     return state
-
-
-def _state(model):
-    return {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}

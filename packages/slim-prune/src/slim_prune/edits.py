@@ -112,14 +112,18 @@ def is_size(value: object) -> bool:
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers by name, every name of a tied one."""
-    return {
-        **dict(model.named_buffers(remove_duplicate=False)),
-        **dict(model.named_parameters(remove_duplicate=False)),
-    }
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    found[prefix + name] = tensor
+    return found
 
 
-def check_fits(edits: Edits, model: nn.Module) -> None:
-    """Check that ``edits`` can be carried out on ``model``, before anything is touched.
+def check_fits(edits: Edits, model: nn.Module) -> dict[str, Tensor]:
+    """Check that ``edits`` can be carried out on ``model``, before anything is touched. Returns :func:`state_of` it.
 
     Raises:
         PlanError: a name, a size or an attribute is not what the edits expect.
@@ -141,13 +145,14 @@ def check_fits(edits: Edits, model: nn.Module) -> None:
         value = vars(module)[attribute.name]
         if not is_size(value) or _plain(value) != attribute.before:
             raise PlanError(f"the plan expects {attribute.before}, and the attribute is {value!r}", where=where)
+    return state
 
 
 def check_indices(kept: Indices, total: int, where: str) -> None:
     """Check that ``kept`` is ascending, without duplicates, within ``[0, total)`` and not empty."""
     if kept.ndim != 1 or kept.size == 0:
         raise PlanError("no index is kept", where=where)
-    if kept[0] < 0 or kept[-1] >= total or bool(np.any(np.diff(kept) <= 0)):
+    if kept[0] < 0 or kept[-1] >= total or bool((kept[1:] <= kept[:-1]).any()):
         raise PlanError(f"kept indices must be ascending, unique and within 0..{total - 1}", where=where)
 
 

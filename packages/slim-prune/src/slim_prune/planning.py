@@ -94,7 +94,8 @@ def plan(
     problem = Problem(coupling, choices, models, bounds, remark=_remark(coupling, groups))
     counts = uniform(problem)
 
-    tensors = Tensors({name: tensor.detach() for name, tensor in state_of(model).items()})
+    state = state_of(model)
+    tensors = Tensors({name: tensor.detach() for name, tensor in state.items()})
     kept = {group.name: _best(label, criterion, group, counts[group.name], tensors) for group in groups}
     edits = edits_of(model, coupling, kept)
     inputs = describe(example_inputs, model) if coupling.graph.device_kind != "real" else None
@@ -106,7 +107,7 @@ def plan(
         groups=tuple(GroupPlan(g.name, g.units, channels_per_unit(g), kept[g.name]) for g in groups),
         edits=edits,
         shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        ties=ties_of(model),
+        ties=ties_of(state),
         importance=label,
         allocation="uniform",
         budget=dict(budget or {}),

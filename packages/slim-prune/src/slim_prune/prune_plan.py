@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from slim_core import files
@@ -149,7 +149,8 @@ class PrunePlan:
             PlanError: says the first difference.
         """
         model = unwrap(model)
-        shapes = {name: tuple(tensor.shape) for name, tensor in state_of(model).items()}
+        state = state_of(model)
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         hint = "a plan fits the model that it was made for; make a new plan for this one"
         for name, shape in self.shapes.items():
             if name not in shapes:
@@ -163,7 +164,7 @@ class PrunePlan:
                 raise PlanError(
                     f"the model has '{name}', which the plan does not know", where=type(model).__name__, hint=hint
                 )
-        if ties_of(model) != self.ties:
+        if ties_of(state) != self.ties:
             raise PlanError(
                 "other tensors are tied in the model than in the plan", where=type(model).__name__, hint=hint
             )
@@ -331,9 +332,13 @@ class PrunePlan:
                 raise PlanError(f"pruned to shape {tuple(tensor.shape)} instead of {tuple(expected[name])}", where=name)
 
 
-def ties_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Return the names that stand for one tensor, for each tensor with several names."""
+def ties_of(state: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+    """Return the names that stand for one tensor, for each tensor with several names.
+
+    Args:
+        state: what :func:`slim_prune.edits.state_of` returns.
+    """
     names: dict[int, list[str]] = {}
-    for name, tensor in state_of(model).items():
+    for name, tensor in state.items():
         names.setdefault(id(tensor), []).append(name)
     return tuple(sorted(tuple(sorted(same)) for same in names.values() if len(same) > 1))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slim_core.graph.quick import QuickShapes
 from slim_core.tensors import DTYPE_BYTES
 from slim_core.workload import call, tensors_of
 from slim_prune.edits import Edits
@@ -108,7 +109,7 @@ def check_forward(model: nn.Module, edits: Edits, inputs: Any, outputs: Sequence
     pruned = shadow(model)
     operate(pruned, edits)
     try:
-        with torch.no_grad():
+        with torch.inference_mode(), QuickShapes():  # type: ignore[no-untyped-call]
             shapes = [list(tensor.shape) for tensor in tensors_of(call(pruned, meta_inputs(inputs, model)))]
     except PlanError:
         raise

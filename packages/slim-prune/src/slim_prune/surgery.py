@@ -37,11 +37,10 @@ def operate(model: nn.Module, edits: Edits, *, optimizer: Optimizer | None = Non
     Raises:
         PlanError: something does not fit; nothing has been changed then.
     """
-    check_fits(edits, model)
+    state = check_fits(edits, model)
     averaged = averaged_tensors(ema, edits)
     if optimizer is not None:
-        check_optimizer(model, edits, optimizer)
-    state = state_of(model)
+        check_optimizer(state, edits, optimizer)
     for name, cuts in edits.by_tensor().items():
         tensor = state[name]
         if optimizer is not None and isinstance(tensor, nn.Parameter):
@@ -59,8 +58,7 @@ def copy_and_operate(model: nn.Module, edits: Edits) -> nn.Module:
     Raises:
         PlanError: something does not fit.
     """
-    check_fits(edits, model)
-    state = state_of(model)
+    state = check_fits(edits, model)
     memo: dict[int, Any] = {}
     for name, cuts in edits.by_tensor().items():
         tensor = state[name]
@@ -139,14 +137,13 @@ def modules_of(ema: Ema | None) -> Iterator[nn.Module]:
         yield ema.module if isinstance(ema, torch.optim.swa_utils.AveragedModel) else ema
 
 
-def check_optimizer(model: nn.Module, edits: Edits, optimizer: Optimizer) -> None:
+def check_optimizer(state: Mapping[str, Tensor], edits: Edits, optimizer: Optimizer) -> None:
     """Check that the state of every parameter that is cut can be cut with it.
 
     Raises:
         PlanError: the optimizer is another model's, or keeps state that has another shape than the parameter.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    state = state_of(model)
     cut = {name: state[name] for name in edits.by_tensor() if isinstance(state[name], nn.Parameter)}
     if cut and not any(id(parameter) in held for parameter in cut.values()):
         raise PlanError(

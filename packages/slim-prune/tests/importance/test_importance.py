@@ -15,7 +15,7 @@ from slim_core.registry import Registry
 from slim_prune import importance
 from slim_prune.errors import PlanError
 from slim_prune.importance.aggregate import Tensors, over_members
-from slim_prune.importance.magnitude import l1, l1_norms, l2, l2_norms
+from slim_prune.importance.magnitude import L1_NORMS, L2_NORMS, l1, l2
 from slim_prune.importance.random import random
 
 GROUP = hand.coupling().groups[0]
@@ -62,10 +62,13 @@ def test_several_indices_of_one_unit_are_added(units, width, seed) -> None:
 @pytest.mark.parametrize("order", [1, 2])
 def test_norms_of_slices_along_every_dimension(shape, order) -> None:
     weight = torch.linspace(-1, 1, int(np.prod(shape))).sin().reshape(shape)
-    measure = {1: l1_norms, 2: l2_norms}[order]
+    measure = {1: L1_NORMS, 2: L2_NORMS}[order]
     for dim in range(len(shape)):
         slices = np.moveaxis(weight.numpy().astype(np.float64), dim, 0).reshape(shape[dim], -1)
         assert measure(weight, dim).numpy() == pytest.approx(np.linalg.norm(slices, ord=order, axis=1), rel=1e-5)
+    if len(shape) > 1:
+        both = measure.along(weight, (0, 1))
+        assert all(torch.allclose(both[dim], measure(weight, dim), rtol=1e-5) for dim in (0, 1))
     last = weight.transpose(0, -1)
     assert torch.allclose(measure(last, 0), measure(weight, len(shape) - 1), rtol=1e-5)
 
@@ -75,7 +78,7 @@ def test_a_weight_that_many_groups_share_is_measured_once(net) -> None:
 
     def counting(tensor, dim):
         calls.append(dim)
-        return l1_norms(tensor, dim)
+        return L1_NORMS(tensor, dim)
 
     state = Tensors(tensors(net))
     first, second = (over_members(GROUP, state, counting) for _ in range(2))

@@ -119,6 +119,6 @@ class Problem:
                     f"the budget {bound} cannot be reached: the smallest model that may be made has "
                     f"{figure(least)} of {figure(original)} {bound.cost} ({least / original:.1%})",
                     where=self.remark or None,
-                    hint=f"ask for at least {share:.4f}, widen include, narrow exclude, lower round_to, min_channels or "
-                    "the fixed ratios",
+                    hint=f"ask for at least {share:.4f}, widen include, narrow exclude, lower round_to, min_channels "
+                    "or the fixed ratios",
                 )

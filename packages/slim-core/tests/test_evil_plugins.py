@@ -246,6 +246,13 @@ def test_the_table_for_people_names_every_culprit(site: Path) -> None:
     assert done.stderr == ""
 
 
+def test_verbose_shows_the_tracebacks(site: Path) -> None:
+    done = slim(site, "plugins", "-v")
+    assert done.returncode == 0
+    assert "'raises_in_hook' (evil-raises-in-hook 1.2.3):\nTraceback (most recent call last):" in done.stderr
+    assert "RuntimeError: in the hook" in done.stderr
+
+
 def test_other_commands_warn_in_one_line(site: Path) -> None:
     done = slim(site, "new-plugin", "--help")
     assert done.returncode == 0

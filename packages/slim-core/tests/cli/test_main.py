@@ -312,3 +312,18 @@ def test_verbose_shows_the_log_on_stderr(slim: Callable[..., Result], tmp_path: 
     assert slim(*words, load=False).err == ""
     assert slim("-v", *words, load=False).err == "INFO slim.work: what is done\n"
     assert "DEBUG slim.work: in detail\n" in slim(*words, "-vv", load=False).err
+
+
+@pytest.mark.parametrize("format", ["human", "json", "quiet"])
+def test_a_terminal_without_unicode_is_no_reason_to_fail(tmp_path: Path, format: str) -> None:
+    project = tmp_path / "greek.py"
+    project.write_text("import slim_core\n@slim_core.register.model('my/αβγ😀')\ndef net(): ...\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "slim_core", "plugins", "--load", str(project), "--format", format],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "SLIM_PLUGINS": ""},
+        capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    if format == "json":
+        names = json.loads(done.stdout)["plugins"][-1]["registered"]["models"]
+        assert names == ["my/αβγ😀"]

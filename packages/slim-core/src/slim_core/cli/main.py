@@ -6,6 +6,7 @@ Exit status: 0 done; 1 an unexpected error; 2 bad input (every :class:`SlimError
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -24,6 +25,9 @@ _NO_WARNING = ("plugins",)  # commands that show failed plugins themselves
 def run(argv: Sequence[str] | None = None, *, output: Output | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail
     output = output or Output(_asked_format(arguments))
     group = build_group()
     app = App(output, group)

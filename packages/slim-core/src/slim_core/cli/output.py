@@ -70,7 +70,7 @@ class Output:
             if line:
                 self.stdout.write(f"{line}\n")
         elif self.format == "json" or render is None:
-            json.dump(plain(data), self.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+            json.dump(plain(data), self.stdout, indent=2, ensure_ascii=not _unicode(self.stdout), allow_nan=False)
             self.stdout.write("\n")
         else:
             self.console().print(render())
@@ -92,7 +92,7 @@ class Output:
         """Report why a command failed, as one block on standard error."""
         if self.format == "json":
             error = {"type": kind, "what": what, "where": where, "hint": hint, "notes": notes or []}
-            self.stderr.write(json.dumps({"error": error}, ensure_ascii=False) + "\n")
+            self.stderr.write(json.dumps({"error": error}, ensure_ascii=not _unicode(self.stderr)) + "\n")
             return
         block = [str(SlimError(what, where=where, hint=hint)), *(f"  note:  {note}" for note in notes or [])]
         self._say(f"{self._styled('error:', '31')} " + "\n".join(block))
@@ -258,6 +258,10 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     return str(value)
+
+
+def _unicode(stream: TextIO) -> bool:
+    return (stream.encoding or "utf-8").lower().startswith("utf")
 
 
 def _escaped(text: str) -> str:

@@ -88,9 +88,9 @@ def test_noise_is_not_called_slower():
 
 
 def test_a_larger_file_is_called_larger():
-    large = ModelRow("compressed", "compressed", {"top1": 0.95}, 1, 1, 2000, 3000)
+    large = ModelRow("compressed", "compressed", {"top1": 0.95}, 1, 1, 2_000_000, 3_000_000)
     texts = [note.text for note in judge(report(compressed=large))]
     assert texts == [
-        "the exported file of the compressed model is larger than the original's: 3.00 kB against 1.00 kB",
-        "the checkpoint of the compressed model is larger than the original's: 2.00 kB against 1.00 kB",
+        "the exported file of the compressed model is larger than the original's: 3.00 MB against 1.00 kB",
+        "the checkpoint of the compressed model is larger than the original's: 2.00 MB against 1.00 kB",
     ]

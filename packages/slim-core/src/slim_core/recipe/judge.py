@@ -8,6 +8,9 @@ from slim_core.report import format as fmt
 from slim_core.report.data import LatencyRow, Note, Report
 from slim_core.report.figures import is_share
 
+#: what a result's file may hold beside its model: the recipe, the metrics, the record of what was done
+HEADER_BYTES = 64 << 10
+
 #: runtimes of PyTorch, in which a quantized model only simulates its integers
 _PYTORCH = ("eager", "compile")
 
@@ -61,7 +64,7 @@ def _size(report: Report) -> Iterator[Note]:
         ("exported file", report.original.export_bytes, report.compressed.export_bytes),
         ("checkpoint", report.original.checkpoint_bytes, report.compressed.checkpoint_bytes),
     ):
-        if before and after and after > before * 1.001:
+        if before and after and after > before + HEADER_BYTES:
             yield Note(
                 "bad",
                 f"the {label} of the compressed model is larger than the original's: {fmt.size(after)} against "

@@ -39,10 +39,13 @@ def model_row(
     try:
         from slim_core.graph import record
         from slim_core.graph.cost import cost
+        from slim_core.measure.measurement import quantizes
 
         report = cost(record(workload.model, workload.example_inputs))
         batch = _batch_of(workload.example_inputs)
         macs, peak = round(report.macs / batch), round(report.peak_activation_bytes / batch)
+        if quantizes(workload.model):
+            peak = None  # the simulation's float tensors say nothing about the integers of a runtime
         if report.uncounted:
             names = sorted({str(getattr(item, "op", item)) for item in report.uncounted})
             shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

@@ -44,7 +44,7 @@ class Device:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        parts = [self.cpu, f"{self.cores} cores", f"{self.threads} threads"]
+        parts = [self.cpu, _plural(self.cores, "core"), _plural(self.threads, "thread")]
         if self.accelerator:
             parts.insert(1, self.accelerator)
         return ", ".join(parts)
@@ -282,6 +282,10 @@ def step_from_json(data: Mapping[str, Any]) -> StepRow:
             "notes": tuple(data["notes"]),
         }
     )
+
+
+def _plural(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def write_report(report: Report, path: str | os.PathLike[str]) -> None:

@@ -112,14 +112,14 @@ def comparisons(report: Report) -> tuple[Comparison, ...]:
         _cost(
             "Compute",
             "Peak activations",
-            "per sample, without reuse of buffers by the runtime",
+            "per sample, in recorded order",
             before.peak_activation_bytes,
             after.peak_activation_bytes,
             "bytes",
         ),
     ]
     rows += [latency_comparison(row) for row in report.latency]
-    return tuple(row for row in rows if row.original is not None or row.compressed is not None)
+    return tuple(row for row in rows if row.compressed is not None)
 
 
 def latency_comparison(row: LatencyRow) -> Comparison:

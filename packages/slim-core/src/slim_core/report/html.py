@@ -265,7 +265,7 @@ def _facts(report: Report) -> str:
     facts = _list(
         [
             ("Processor", device.cpu),
-            ("Cores, threads", f"{device.cores} cores, PyTorch on {device.threads} threads"),
+            ("Cores, threads", f"{device.cores} for this process; PyTorch computes with {device.threads}"),
             *((("Accelerator", device.accelerator),) if device.accelerator else ()),
             *_machine(device.details),
             ("System", f"{device.system}, Python {device.python}"),

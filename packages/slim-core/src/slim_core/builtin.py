@@ -68,6 +68,11 @@ def slim_register_commands(cli: Any) -> None:
     cli.add_lazy("report", Lazy("slim_core.cli.run", "report"), "Show the report of a finished run again.")
     cli.add_lazy("recipe", Lazy("slim_core.cli.recipe", "recipe"), "Check, list and show recipes; print their schema.")
     cli.add_lazy(
+        "graph",
+        Lazy("slim_core.cli.graph", "graph"),
+        "Show a model's costs, channel groups, and what is frozen and why.",
+    )
+    cli.add_lazy(
         "inspect", Lazy("slim_core.cli.checkpoint", "inspect"), "Say what a checkpoint is, from its header alone."
     )
     cli.add_lazy("verify", Lazy("slim_core.cli.checkpoint", "verify"), "Check the hashes of a checkpoint.")

@@ -117,6 +117,36 @@ def test_channels_last_computes_the_same(workload):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
+class Views(nn.Module):
+    """Flattens its feature map with ``view``, which NHWC tensors refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(192, 4)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.fc(x.view(len(x), -1))
+
+
+def test_a_model_that_cannot_be_held_as_nhwc_trains_contiguous_and_that_is_said(workload):
+    workload = replace(workload, model=Views())
+    shown = Steps()
+    model = fit(workload, FitConfig(epochs=1), progress=shown).workload.model
+    assert equal(model, fit(workload, FitConfig(epochs=1, channels_last=False)).workload.model)
+    assert shown.notes == ["channels_last is left off: the model's forward does not run with it"]
+    with pytest.raises(RuntimeError, match="view"):
+        fit(workload, FitConfig(epochs=1, channels_last=True))
+
+
+def test_mixed_modes_come_back_after_training_in_place(workload):
+    workload.model.train()
+    workload.model[1].eval()
+    fit(workload, FitConfig(epochs=1), inplace=True)
+    assert [module.training for module in workload.model][:3] == [True, False, True]
+
+
 def test_amp_runs_in_bfloat16_and_keeps_float_weights(workload):
     seen = []
 
@@ -270,7 +300,7 @@ class Steps:
     """A progress display that keeps what it is told."""
 
     def __init__(self):
-        self.total, self.done, self.fields = None, 0.0, {}
+        self.total, self.done, self.fields, self.notes = None, 0.0, {}, []
 
     def track(self, description, total=None):
         from contextlib import contextmanager
@@ -287,7 +317,7 @@ class Steps:
         self.fields.update(fields)
 
     def note(self, line):
-        pass
+        self.notes.append(line)
 
 
 def test_progress_is_told_steps_loss_metric_and_speed(workload):

@@ -51,7 +51,7 @@ class FitConfig(StrictConfig):
     mixup: float = Field(0.0, ge=0)
     """Alpha of mixup (Zhang et al., 2017, arXiv 1710.09412); 0 is off."""
     channels_last: bool | None = None
-    """Hold pictures as NHWC while training; unset: for models with two-dimensional convolutions."""
+    """Hold pictures as NHWC while training; unset: for models with convolutions that run with it."""
     seed: int | None = None
     """Seed of everything random; unset: the run's seed, or 0."""
     eval_every: int = Field(1, ge=1)

@@ -82,9 +82,16 @@ def set_mode(model: nn.Module, training: bool) -> None:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Hold a model in evaluation mode for a while; then every submodule gets back the mode that it had."""
+    with kept_modes(model):
+        set_mode(model, False)
+        yield
+
+
+@contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Give every submodule back the mode that it had, at the end."""
     modes = [(module, module.training) for module in model.modules()]
     was_training = model.training
-    set_mode(model, False)
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ from slim_core.training.callbacks import Callback, FitState
 from slim_core.training.config import FitConfig
 from slim_core.training.devices import Devices, choose_devices
 from slim_core.training.ema import Ema
-from slim_core.training.evaluate import device_of, evaluate, set_mode
+from slim_core.training.evaluate import device_of, evaluate, evaluating, kept_modes, set_mode
 from slim_core.training.mixup import mixup_batch
 from slim_core.training.optim import build_optimizer
 from slim_core.training.rng import kept_generators, seed_epoch
@@ -124,7 +124,7 @@ class _Loop:
         assert workload.train is not None  # noqa: S101
         self.task: Task = workload.task
         self.train: DataSource = workload.train
-        self.val = workload.val
+        self.val, self.example_inputs = workload.val, workload.example_inputs
         self.model, self.config, self.seed = model, config, seed
         self.callbacks, self.folder, self.progress = callbacks, folder, progress
         self.home = device_of(model)
@@ -144,6 +144,7 @@ class _Loop:
     def run(self) -> tuple[list[dict[str, float]], int]:
         config, model = self.config, self.model
         self.devices: Devices = choose_devices(config.device, self.home)
+        self.precise = torch.float32 if self.devices.device.type == "mps" else torch.float64
         with self._placed(), _layout(model, self._channels_last()) as self.layout:
             optimizer = build_optimizer(model, config)
             self.ema = Ema(model, config.ema) if config.ema is not None else None
@@ -172,13 +173,12 @@ class _Loop:
     @contextmanager
     def _placed(self) -> Iterator[None]:
         """Hold the model on the run's device for a while; then it goes back, in the mode that it had."""
-        training = self.model.training
-        self.model.to(self.devices.device)
-        try:
-            yield
-        finally:
-            self.model.to(self.home)
-            set_mode(self.model, training)
+        with kept_modes(self.model):
+            self.model.to(self.devices.device)
+            try:
+                yield
+            finally:
+                self.model.to(self.home)
 
     def _epoch(self, state: FitState, track: Track) -> None:
         seed_epoch(self.seed, state.epoch)
@@ -186,11 +186,11 @@ class _Loop:
         set_mode(self.model, True)
         self._call("on_epoch_start", state)
         began, samples = time.perf_counter(), 0
-        losses = torch.zeros((), dtype=torch.float64, device=self.devices.device)
+        losses = torch.zeros((), dtype=self.precise, device=self.devices.device)
         metric = {name: value for row in state.history for name, value in row.items() if name == self.task.primary}
         for number, batch in enumerate(self.train):
             size = batch_size(batch)
-            losses += self._step(state, batch, number, size) * size
+            losses += self._step(state, batch, size) * size
             samples += size
             shown: dict[str, float] = {}
             if self.devices.device.type == "cpu" or number % LOOK_EVERY == LOOK_EVERY - 1:
@@ -214,7 +214,7 @@ class _Loop:
                 write_state(self.folder, self._saved(state))
             self.devices.wait()
 
-    def _step(self, state: FitState, batch: Any, number: int, size: int) -> Tensor:
+    def _step(self, state: FitState, batch: Any, size: int) -> Tensor:
         """Take one optimizer step; return the mean loss over the global batch."""
         config, devices = self.config, self.devices
         if config.mixup:
@@ -240,7 +240,7 @@ class _Loop:
                     loss = loss + extra
         state.loss = loss
         share = shard.counts[devices.rank] / size
-        reported = devices.sum(loss.detach().double() * share)
+        reported = devices.sum(loss.detach().to(self.precise) * share)
         if devices.device.type == "cpu":
             self._finite(float(reported), state)
         state.optimizer.zero_grad(set_to_none=True)
@@ -278,7 +278,16 @@ class _Loop:
     def _channels_last(self) -> bool:
         if self.config.channels_last is not None:
             return self.config.channels_last
-        return any(parameter.ndim == 4 and max(parameter.shape[2:]) > 1 for parameter in self.model.parameters())
+        if not any(parameter.ndim == 4 and max(parameter.shape[2:]) > 1 for parameter in self.model.parameters()):
+            return False
+        inputs = to_device(self.example_inputs, self.devices.device, torch.channels_last)
+        try:
+            with _layout(self.model, True), evaluating(self.model), torch.no_grad():
+                call(self.model, inputs)
+        except RuntimeError:  # ``view`` of a feature map, say, needs it contiguous
+            self.progress.note("channels_last is left off: the model's forward does not run with it")
+            return False
+        return True
 
     def _classes(self, workload: Workload) -> int:
         if not hasattr(self.task, "with_pair"):

@@ -71,6 +71,17 @@ def test_an_unknown_name_gets_the_close_match_and_what_is_known(registry: Regist
     assert "known: mine/net, zoo/resnet18, zoo/vgg16" in str(caught.value)
 
 
+def test_a_long_list_of_names_does_not_hide_the_close_match(registry: Registry) -> None:
+    for width in range(20):
+        registry.register("models", f"wide/net{width}", dict, plugin="wide")
+    registry.installed.add("slim-zoo")
+    with pytest.raises(UnknownNameError) as caught:
+        registry.get("models", "zoo/resnet81")
+    assert caught.value.hint == "did you mean 'zoo/resnet18'?"
+    with pytest.raises(UnknownNameError, match="known: mine/net, wide/net0"):
+        registry.get("models", "????????")
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "package"),
     [

@@ -30,6 +30,8 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "recipes": ("recipe", {}),
 }
 
+_FEW = 8  # so many names are listed beside a close match; more would hide it
+
 
 @dataclass(frozen=True, slots=True)
 class Lazy:
@@ -172,7 +174,8 @@ class Registry:
         for prefix, package in providers.items():
             if name.startswith(prefix) and package not in self.installed:
                 hints.append(f"pip install {package} would bring names that begin with '{prefix}'")
-        hints.append(
-            f"known: {', '.join(known)}" if known else "none is registered; `slim plugins` lists what is installed"
-        )
+        if not known:
+            hints.append("none is registered; `slim plugins` lists what is installed")
+        elif len(known) <= _FEW or not hints[0]:
+            hints.append(f"known: {', '.join(known)}")
         return UnknownNameError(f"unknown {word} '{name}'", hint="; ".join(hint for hint in hints if hint))

@@ -18,7 +18,7 @@ from slim_core.cli.main import run
 from slim_core.cli.output import Output
 from slim_core.errors import SlimError
 
-PROJECT = """
+PROJECT = r"""
     import click
     from slim_core import Lazy, SlimError, hookimpl
     from slim_core.errors import Interrupted
@@ -61,6 +61,15 @@ PROJECT = """
         def own(format, volume):
             '''Has options of the names that slim uses.'''
             click.echo(f"{format} {volume}")
+
+        @cli.command()
+        def kept():
+            r'''Has lines that stay as they are.
+
+            \b
+            slim kept one
+            slim kept two
+            '''
 
         @cli.group()
         def outer():
@@ -151,6 +160,10 @@ def test_shared_options_reach_commands_of_groups(slim: Callable[..., Result]) ->
 
 def test_a_command_keeps_its_own_options_of_the_same_name(slim: Callable[..., Result]) -> None:
     assert slim("own", "--format", "onnx", "-v", "7").out == "onnx 7\n"
+
+
+def test_lines_after_a_backspace_mark_stay_apart_also_from_a_raw_docstring(slim: Callable[..., Result]) -> None:
+    assert "  slim kept one\n  slim kept two\n" in slim("kept", "--help").out
 
 
 def test_load_may_follow_the_command(slim: Callable[..., Result], tmp_path: Path) -> None:

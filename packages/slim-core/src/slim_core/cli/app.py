@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,9 @@ def with_shared_options(command: click.Command) -> click.Command:
     own = {opt for param in command.params for opt in (*param.opts, *param.secondary_opts)}
     shared = [option for option in shared_options(root=False) if not own.intersection(option.opts)]
     changed.params = [*command.params, *shared]
+    if command.help:
+        # click's mark for "keep these lines" is a backspace character; in a raw docstring it is two characters.
+        changed.help = re.sub(r"(?m)^[ \t]*\\b[ \t]*$", "\b", command.help)
     if isinstance(changed, click.Group) and not isinstance(changed, SlimGroup):
         changed.commands = {name: with_shared_options(child) for name, child in changed.commands.items()}
     return changed

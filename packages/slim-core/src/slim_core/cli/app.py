@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import re
 from collections.abc import Callable
@@ -227,7 +228,7 @@ def with_shared_options(command: click.Command) -> click.Command:
     changed.params = [*command.params, *shared]
     if command.help:
         # click's mark for "keep these lines" is a backspace character; in a raw docstring it is two characters.
-        changed.help = re.sub(r"(?m)^[ \t]*\\b[ \t]*$", "\b", command.help)
+        changed.help = re.sub(r"(?m)^[ \t]*\\b[ \t]*$", "\b", inspect.cleandoc(command.help))
     if isinstance(changed, click.Group) and not isinstance(changed, SlimGroup):
         changed.commands = {name: with_shared_options(child) for name, child in changed.commands.items()}
     return changed

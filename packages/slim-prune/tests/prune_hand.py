@@ -48,7 +48,10 @@ def net(seed: int = 0) -> HandNet:
 def edits() -> Edits:
     ones = ("a.weight", "a.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
     return Edits(
-        (*(TensorEdit(name, 0, 6, KEPT) for name in ones), TensorEdit("b.weight", 1, 6, KEPT)),
+        (
+            *(TensorEdit(name, 0, 6, KEPT) for name in ones),
+            *(TensorEdit(name, 1, 6, KEPT) for name in ("b.weight", "c.weight")),
+        ),
         (
             AttributeEdit("a", "out_channels", 6, 3),
             AttributeEdit("norm", "num_features", 6, 3),

@@ -158,6 +158,12 @@ def test_edits_that_do_not_fit_change_nothing(net, edit, message) -> None:
     same_state(net, before)
 
 
+def test_a_tied_tensor_cut_in_two_ways_is_refused(net) -> None:
+    other = TensorEdit("c.weight", 1, 6, np.array([1]))
+    with pytest.raises(PlanError, match=r"'b\.weight' and 'c\.weight' are one tensor"):
+        operate(net, Edits((TensorEdit("b.weight", 1, 6, hand.KEPT), other), ()))
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [

@@ -29,7 +29,7 @@ class TensorEdit:
     """The indices of one dimension of one parameter or buffer that stay.
 
     Args:
-        name: state-dict name (the first, when tied).
+        name: state-dict name; a tied tensor has an edit, the same, for each of its names.
         dim: the dimension.
         total: its size before.
         kept: the indices that stay, ascending, int64.
@@ -73,12 +73,30 @@ class Edits:
     tensors: tuple[TensorEdit, ...]
     attributes: tuple[AttributeEdit, ...]
 
-    def by_tensor(self) -> dict[str, list[TensorEdit]]:
-        """Return the edits of each tensor, one per dimension."""
+    def by_name(self) -> dict[str, list[TensorEdit]]:
+        """Return the edits of each name, one per dimension."""
         found: dict[str, list[TensorEdit]] = {}
         for edit in self.tensors:
             found.setdefault(edit.name, []).append(edit)
         return found
+
+    def of(self, state: Mapping[str, Tensor]) -> list[tuple[str, Tensor, list[TensorEdit]]]:
+        """Return first name, tensor and edits of each tensor of ``state`` that is cut; a tied one stands once.
+
+        Names that ``state`` does not have are left out.
+
+        Raises:
+            PlanError: one tensor would be cut in two ways under two names.
+        """
+        found: dict[int, tuple[str, Tensor, list[TensorEdit]]] = {}
+        for name, cuts in self.by_name().items():
+            tensor = state.get(name)
+            if tensor is None:
+                continue
+            first, _, same = found.setdefault(id(tensor), (name, tensor, cuts))
+            if same is not cuts and not _same(same, cuts):
+                raise PlanError(f"'{first}' and '{name}' are one tensor, and the plan cuts them in different ways")
+        return list(found.values())
 
 
 def edits_of(model: nn.Module, coupling: Coupling, kept: Mapping[str, Indices]) -> Edits:
@@ -89,10 +107,11 @@ def edits_of(model: nn.Module, coupling: Coupling, kept: Mapping[str, Indices]) 
         coupling: the analysis.
         kept: kept unit numbers; a group that it does not name stays whole.
     """
-    shapes = {value.names[0]: value.shape for value in coupling.graph.values if value.kind in ("parameter", "buffer")}
+    values = {value.names[0]: value for value in coupling.graph.values if value.kind in ("parameter", "buffer")}
     tensors = tuple(
-        TensorEdit(name, dim, shapes[name][dim], indices.astype(np.int64))
-        for name, dims in cuts_of(coupling, kept).items()
+        TensorEdit(name, dim, values[first].shape[dim], indices.astype(np.int64))
+        for first, dims in cuts_of(coupling, kept).items()
+        for name in values[first].names
         for dim, indices in dims.items()
     )
     paths = {id(module): path for path, module in model.named_modules()}
@@ -137,6 +156,7 @@ def check_fits(edits: Edits, model: nn.Module) -> dict[str, Tensor]:
         if not 0 <= edit.dim < len(shape) or shape[edit.dim] != edit.total:
             raise PlanError(f"the plan expects {edit.total} indices, and the shape is {shape}", where=where)
         check_indices(edit.kept, edit.total, where)
+    edits.of(state)
     for attribute in edits.attributes:
         where = f"{attribute.module}.{attribute.name}"
         module = modules.get(attribute.module)
@@ -187,6 +207,10 @@ def decode(data: EditsData, arrays: Mapping[str, Indices]) -> Edits:
         tensors.append(TensorEdit(item.name, item.dim, item.total, arrays[item.kept]))
     attributes = [AttributeEdit(a.module, a.name, _sized(a.before), _sized(a.after)) for a in data.attributes]
     return Edits(tuple(tensors), tuple(attributes))
+
+
+def _same(left: list[TensorEdit], right: list[TensorEdit]) -> bool:
+    return {edit.dim: edit.kept.tobytes() for edit in left} == {edit.dim: edit.kept.tobytes() for edit in right}
 
 
 def _plain(value: Any) -> Size:

@@ -323,10 +323,8 @@ class PrunePlan:
     def _check_after(self, pruned: nn.Module) -> None:
         """The shapes must be the planned ones: a guard against modules that hide or replace their tensors."""
         expected = {name: list(shape) for name, shape in self.shapes.items()}
-        aliases = {name: names for names in self.ties for name in names}
         for edit in self.edits.tensors:
-            for name in aliases.get(edit.name, (edit.name,)):
-                expected[name][edit.dim] = len(edit.kept)
+            expected[edit.name][edit.dim] = len(edit.kept)
         for name, tensor in state_of(pruned).items():
             if list(tensor.shape) != expected[name]:
                 raise PlanError(f"pruned to shape {tuple(tensor.shape)} instead of {tuple(expected[name])}", where=name)

@@ -29,8 +29,7 @@ class Rollback:
         self, model: nn.Module, edits: Edits, *, optimizer: Optimizer | None = None, ema: Ema | None = None
     ) -> None:
         self.model = model
-        state = state_of(model)
-        cut = {name: state[name] for name in edits.by_tensor() if name in state}
+        cut = {name: tensor for name, tensor, _ in edits.of(state_of(model))}
         averaged = averaged_tensors(ema, edits)
         undo = [*_registered(model, cut), *_attributes(model, edits)]
         if optimizer is not None:

@@ -41,13 +41,12 @@ def operate(model: nn.Module, edits: Edits, *, optimizer: Optimizer | None = Non
     averaged = averaged_tensors(ema, edits)
     if optimizer is not None:
         check_optimizer(state, edits, optimizer)
-    for name, cuts in edits.by_tensor().items():
-        tensor = state[name]
+    for _, tensor, cuts in edits.of(state):
         if optimizer is not None and isinstance(tensor, nn.Parameter):
             _cut_optimizer_state(optimizer, tensor, cuts)
         _cut_tensor(tensor, cuts)
-        if name in averaged:
-            _cut_tensor(averaged[name], cuts)
+    for _, tensor, cuts in edits.of(averaged):
+        _cut_tensor(tensor, cuts)
     for target in (model, *modules_of(ema)):
         _set_attributes(target, edits)
 
@@ -60,8 +59,7 @@ def copy_and_operate(model: nn.Module, edits: Edits) -> nn.Module:
     """
     state = check_fits(edits, model)
     memo: dict[int, Any] = {}
-    for name, cuts in edits.by_tensor().items():
-        tensor = state[name]
+    for _, tensor, cuts in edits.of(state):
         data = sliced(tensor.detach(), cuts)
         if isinstance(tensor, nn.Parameter):
             memo[id(tensor)] = nn.Parameter(data, requires_grad=tensor.requires_grad)
@@ -119,7 +117,7 @@ def averaged_tensors(ema: Ema | None, edits: Edits) -> dict[str, Tensor]:
         return {}
     state = state_of(ema) if isinstance(ema, nn.Module) else dict(ema)
     found: dict[str, Tensor] = {}
-    for name, cuts in edits.by_tensor().items():
+    for name, cuts in edits.by_name().items():
         tensor = state.get(name, state.get(f"module.{name}"))
         if tensor is None:
             continue  # an EMA of the parameters alone holds no buffers
@@ -144,7 +142,7 @@ def check_optimizer(state: Mapping[str, Tensor], edits: Edits, optimizer: Optimi
         PlanError: the optimizer is another model's, or keeps state that has another shape than the parameter.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    cut = {name: state[name] for name in edits.by_tensor() if isinstance(state[name], nn.Parameter)}
+    cut = {name: tensor for name, tensor, _ in edits.of(state) if isinstance(tensor, nn.Parameter)}
     if cut and not any(id(parameter) in held for parameter in cut.values()):
         raise PlanError(
             "the optimizer holds none of the parameters that are cut",

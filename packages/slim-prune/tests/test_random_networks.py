@@ -66,6 +66,18 @@ def test_all_ways_of_cutting_agree(network: Network, data: st.DataObject) -> Non
     assert_outputs_close(outputs_of(replayed, network.example_inputs), first, rtol=0)
 
 
+@settings(relaxed, max_examples=25)
+@given(network=networks(families=("tokens",), kinds=("attention", "torch_attention"), max_blocks=2), data=st.data())
+def test_attributes_of_attention_are_replayed(network: Network, data: st.DataObject) -> None:
+    """Head counts and widths that the user's own modules remember go through the record too."""
+    _, edits = drawn(data, network)
+    pruned = copy_and_operate(network.module, edits)
+    replayed = ChannelsReplayer().replay(build(network.spec).module, to_transform(edits), network.example_inputs)
+    replayed.load_state_dict(pruned.state_dict())
+    first = outputs_of(pruned, network.example_inputs)
+    assert_outputs_close(outputs_of(replayed, network.example_inputs), first, rtol=0)
+
+
 @settings(relaxed, max_examples=40)
 @given(network=networks(max_blocks=3), data=st.data())
 def test_the_mask_of_the_edits_is_the_mask_of_the_coupling(network: Network, data: st.DataObject) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from slim_core.errors import CheckpointError
 from slim_core.workload import Transform
-from slim_prune.record import ChannelsReplayer, from_transform
+from slim_prune.record import ChannelsReplayer, from_transform, may_be_set
 
 
 def replay(model, transform):
@@ -92,6 +92,16 @@ def test_hostile_records_are_refused_and_change_nothing(net, plan, change) -> No
         replay(net, changed(plan, change))
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert vars(net.a)["out_channels"] == attributes["out_channels"]
+
+
+@pytest.mark.parametrize("name", ["out_channels", "num_heads", "heads", "head_dim", "d_model", "normalized_shape"])
+def test_sizes_may_be_set(name) -> None:
+    assert may_be_set(name)
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "training", "forward", "_modules", "__class__", "p", "eps", ""])
+def test_nothing_else_may_be_set(name) -> None:
+    assert not may_be_set(name)
 
 
 def test_another_schema_is_refused(net, plan) -> None:

@@ -16,6 +16,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from slim_core.errors import CheckpointError
+from slim_core.graph.attributes import names_a_size
 from slim_core.technique import StrictConfig
 from slim_core.workload import Inputs, Transform
 from slim_prune.edits import AttributeEdit, Edits, Indices, decode, encode
@@ -26,12 +27,17 @@ from slim_prune.surgery import operate
 KIND = "prune.channels"
 SCHEMA = 1
 
-#: Module attributes that hold sizes which follow the channels. Nothing else is ever set from a file.
+#: Attributes of PyTorch's own modules that hold sizes which follow the channels.
 ATTRIBUTES = frozenset({
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
     "num_groups", "normalized_shape", "num_embeddings", "embedding_dim", "embed_dim", "num_heads", "head_dim", "kdim",
-    "vdim", "hidden_size", "hidden_dim", "input_size",
+    "vdim", "num_parameters",
 })  # fmt: skip
+
+
+def may_be_set(attribute: str) -> bool:
+    """Return whether a record may set an attribute of this name: a size that follows the channels, nothing else."""
+    return attribute in ATTRIBUTES or names_a_size(attribute)
 
 
 class ChannelRow(StrictConfig):
@@ -113,7 +119,7 @@ def _indices(name: str, tensor: Tensor) -> Indices:
 
 def _check_attribute(edit: AttributeEdit) -> None:
     where = f"{edit.module}.{edit.name}"
-    if edit.name not in ATTRIBUTES:
+    if not may_be_set(edit.name):
         raise PlanError("this attribute may not be set from a file", where=where)
     before, after = (value if isinstance(value, tuple) else (value,) for value in (edit.before, edit.after))
     if type(edit.before) is not type(edit.after) or len(before) != len(after):

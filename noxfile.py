@@ -96,7 +96,9 @@ def tests(session: nox.Session) -> None:
     folders = [f"packages/{name}/tests" for name in names or PACKAGES]
     if not names:
         folders += ["tests"]
-    workers = () if any(argument.startswith("-n") for argument in arguments) else ("-n", str(min(os.cpu_count() or 1, 8)))
+    workers = (
+        () if any(argument.startswith("-n") for argument in arguments) else ("-n", str(min(os.cpu_count() or 1, 8)))
+    )
     session.run(python, "-m", "pytest", *workers, "-m", "not long", *folders, *arguments,
                 env=one_thread(), external=True)  # fmt: skip
     if not names and not arguments:

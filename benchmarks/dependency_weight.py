@@ -13,6 +13,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
 from slim_core.files import write_json
 
 PACKAGES = ("slim-core", "slim-zoo", "slim-prune", "slim-quant", "slim-latency")

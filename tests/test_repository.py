@@ -16,7 +16,16 @@ PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml")
 SOURCES = sorted(path for package in PACKAGES for path in (package / "src").rglob("*.py"))
 
 #: Calls that run code found in data, by dotted name.
-UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "os._exit"}
+UNSAFE_CALLS = {
+    "eval",
+    "exec",
+    "torch.load",
+    "torch.save",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "os._exit",
+}
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
 
 
@@ -35,7 +44,9 @@ def test_library_code_runs_nothing_that_data_names(path: Path) -> None:
         if isinstance(node, ast.Call) and dotted(node.func) in UNSAFE_CALLS:
             found.append(f"line {node.lineno}: {dotted(node.func)}")
         if isinstance(node, ast.Import):
-            found += [f"line {node.lineno}: import {a.name}" for a in node.names if a.name.split(".")[0] in UNSAFE_MODULES]
+            found += [
+                f"line {node.lineno}: import {a.name}" for a in node.names if a.name.split(".")[0] in UNSAFE_MODULES
+            ]
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UNSAFE_MODULES:
             found.append(f"line {node.lineno}: from {node.module}")
     assert found == []

@@ -35,7 +35,8 @@ def problems_of(wheel: Path, twin: Path) -> list[str]:
 
 def main(first: str, second: str) -> int:
     wheels = sorted(Path(first).glob("*.whl"))
-    failures = [f"{wheel.name}: {problem}" for wheel in wheels for problem in problems_of(wheel, Path(second) / wheel.name)]
+    found = {wheel.name: problems_of(wheel, Path(second) / wheel.name) for wheel in wheels}
+    failures = [f"{name}: {problem}" for name, problems in found.items() for problem in problems]
     print("\n".join(failures) if failures else f"{len(wheels)} wheels are reproducible and publishable")
     return 1 if failures or not wheels else 0
 

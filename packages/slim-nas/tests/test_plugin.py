@@ -10,8 +10,5 @@ def test_the_plugin_loads_and_registers_nothing() -> None:
     outcomes = {outcome.name: outcome for outcome in host.outcomes}
     assert outcomes["nas"].status == "ok"
     assert [
-        entry.name
-        for kind in host.registry.kinds()
-        for entry in host.registry.entries(kind)
-        if entry.plugin == "nas"
+        entry.name for kind in host.registry.kinds() for entry in host.registry.entries(kind) if entry.plugin == "nas"
     ] == []

@@ -164,11 +164,18 @@ def _nodes(report: CostReport) -> Table:
 
 
 def _groups(coupling: Coupling) -> Table:
-    table = _table("channel group", "units", "made by", "carried by", "read by")
+    table = _table("channel group", "units", "made by", "read by", "norms and gates")
     for group in coupling.groups:
-        cells = [_members(group, kind) for kind in ("out", "per_channel", "in")]
         mark = "" if group.exact else " *"
-        _add(table, group.name + mark, str(group.units), *cells)
+        makers, readers, others = (_modules_of(group, kind) for kind in ("out", "in", "per_channel"))
+        _add(
+            table,
+            group.name + mark,
+            str(group.units),
+            _listed(makers) or "-",
+            _listed(readers) or "-",
+            str(len(set(others) - set(makers))),  # biases stand with their weights
+        )
     if not coupling.groups:
         _add(table, "none", "", "", "", "")
     if any(not group.exact for group in coupling.groups):
@@ -177,9 +184,8 @@ def _groups(coupling: Coupling) -> Table:
     return table
 
 
-def _members(group: ChannelGroup, kind: str) -> str:
-    names = list(dict.fromkeys(member.module or member.name for member in group.members if member.kind == kind))
-    return _listed(names) or "-"
+def _modules_of(group: ChannelGroup, kind: str) -> list[str]:
+    return list(dict.fromkeys(member.module or member.name for member in group.members if member.kind == kind))
 
 
 def _frozen(coupling: Coupling) -> Table:
@@ -210,7 +216,7 @@ def _table(*columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    numbers = ("#", "operators", "MACs", "share", "parameters", "activations", "units")
+    numbers = ("#", "operators", "MACs", "share", "parameters", "activations", "units", "norms and gates")
     table = Table(box=box.SIMPLE_HEAD, expand=False)
     for column in columns:
         table.add_column(

@@ -7,6 +7,9 @@ import sys
 import zipfile
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
 
 def problems_of(wheel: Path, twin: Path) -> list[str]:
     """Return what is wrong with ``wheel``; ``twin`` is the same wheel from another build."""
@@ -19,16 +22,17 @@ def problems_of(wheel: Path, twin: Path) -> list[str]:
         names = archive.namelist()
         (metadata_name,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         metadata = archive.read(metadata_name).decode()
-    requirements = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
-    found += [f"local requirement: {line}" for line in requirements if "@ file:" in line or " @ " in line]
+    lines = [line.removeprefix("Requires-Dist:") for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
+    requirements = [Requirement(line) for line in lines]
+    found += [f"local requirement: {requirement}" for requirement in requirements if requirement.url]
     if "License-Expression: Apache-2.0" not in metadata:
         found.append("no Apache-2.0 licence expression")
     if not any(name.endswith("/py.typed") for name in names):
         found.append("no py.typed")
     if not any("/licenses/LICENSE" in name for name in names):
         found.append("no LICENSE inside")
-    core = [line for line in requirements if line.split()[1] == "slim-core"]
-    if not wheel.name.startswith("slim_core-") and not any("<0.2" in line and ">=0.1.0.dev0" in line for line in core):
+    core = [requirement.specifier for requirement in requirements if requirement.name == "slim-core"]
+    if not wheel.name.startswith("slim_core-") and SpecifierSet(">=0.1.0.dev0,<0.2") not in core:
         found.append("does not require slim-core>=0.1.0.dev0,<0.2")
     return found
 

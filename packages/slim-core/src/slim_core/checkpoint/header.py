@@ -6,9 +6,10 @@ described once, everything that is named is stored, and packed tensors have the 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slim_core.checkpoint import limits
@@ -31,7 +32,8 @@ ROLES = {
 }
 STATE_ROLES = ("parameter", "buffer", "transient", "constant")
 FIELDS = (
-    "format_version", "producers", "builder", "transforms", "tensors", "ties", "inputs", "parity", "recipe", "metrics",
+    "format_version", "sha256", "producers", "builder", "transforms", "tensors", "ties", "inputs", "parity", "recipe",
+    "metrics",
 )  # fmt: skip
 LAYOUTS = ("channels_last", "channels_last_3d")
 
@@ -149,6 +151,7 @@ class Header:
         parity: the output for the example, or ``None``.
         recipe: the resolved recipe that made the model, or ``None``.
         metrics: figures of the model, or ``None``; a figure that is not finite is ``None``.
+        sha256: of the JSON itself, with these digits as zeros (see :meth:`sealed`).
         stored: the same tensors as they lie in the file.
         data_start, file_bytes: where the tensors begin; the file's size.
     """
@@ -163,6 +166,7 @@ class Header:
     parity: ParityRecord | None
     recipe: Mapping[str, Any] | None
     metrics: Mapping[str, float | None] | None
+    sha256: str = limits.PENDING
     stored: Mapping[str, Stored] = field(default_factory=dict)
     data_start: int = 0
     file_bytes: int = 0
@@ -171,6 +175,7 @@ class Header:
         """Return what stands in the file under the key ``slim``."""
         return {
             "format_version": self.format_version,
+            "sha256": self.sha256,
             "producers": dict(self.producers),
             "builder": None if self.builder is None else {"name": self.builder.name, "kwargs": self.builder.kwargs},
             "transforms": [
@@ -203,6 +208,11 @@ class Header:
         """Return the canonical JSON of :meth:`to_json`."""
         return canonical(self.to_json())
 
+    def sealed(self) -> Header:
+        """Return the header with the hash of its own text, in which the hash stands as zeros."""
+        text = replace(self, sha256=limits.PENDING).to_text()
+        return replace(self, sha256=hashlib.sha256(text.encode("ascii")).hexdigest())
+
     def state(self) -> dict[str, str]:
         """Return the model's tensors: name in the model (tied names included) -> stored name."""
         found = {}
@@ -232,6 +242,7 @@ def header_of(container: Container) -> Header:
         root.fail("an object was expected")
     _check_version(root)
     fields = root.record(FIELDS)
+    _check_seal(container.text, fields["sha256"])
     tensors = {name: _tensor(node) for name, node in fields["tensors"].mapping(limits.MAX_TENSORS)}
     header = Header(
         format_version=limits.FORMAT_VERSION,
@@ -249,6 +260,7 @@ def header_of(container: Container) -> Header:
             name: None if node.value is None else node.number(-1e308, 1e308)
             for name, node in fields["metrics"].mapping(4096)
         },
+        sha256=fields["sha256"].value,
         stored=container.tensors,
         data_start=container.data_start,
         file_bytes=container.file_bytes,
@@ -266,6 +278,15 @@ def _check_version(root: Node) -> None:
             f"the file has format version {version}, this slim-core reads up to {limits.FORMAT_VERSION}",
             hint="pip install -U slim-core",
         )
+
+
+def _check_seal(text: str, node: Node) -> None:
+    digest = node.text(limits.SHA256, "a SHA-256 in hex")
+    if digest == limits.PENDING:
+        node.fail("the header was never sealed: writing did not finish")
+    zeroed = text.replace(digest, limits.PENDING).encode("utf-8", "surrogatepass")
+    if text.count(digest) != 1 or hashlib.sha256(zeroed).hexdigest() != digest:
+        node.fail("the header is not the one that was written (SHA-256 differs)", hint="copy the file again")
 
 
 def _tensor(node: Node) -> TensorRecord:
@@ -484,6 +505,8 @@ def _check_record(header: Header, name: str, record: TensorRecord) -> None:
 
 
 def _check_example(header: Header, example: InputRecord, where: str) -> None:
+    if example.tensor != f"{ROLES['input']}{example.spec.name}":
+        raise CheckpointError(f"it must be stored as {ROLES['input']}{example.spec.name}", field=f"{where}.tensor")
     record = header.tensors[example.tensor]
     shape = tuple(header.inputs.batch if size is None else size for size in example.spec.shape)
     if record.shape != shape:

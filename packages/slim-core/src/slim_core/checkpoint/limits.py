@@ -14,7 +14,7 @@ RESERVED = "slim:"
 
 MAX_CONTAINER_HEADER = 48 * 2**20  # bytes of the safetensors header; it holds the JSON below, with quotes escaped
 MAX_JSON = 16 * 2**20  # bytes of the JSON under the metadata key
-MAX_VALUES = 3_000_000  # commas and opening brackets of a JSON text: bounds the memory that parsing takes
+MAX_VALUES = 2_000_000  # commas and opening brackets of a JSON text: bounds the memory that parsing takes
 MAX_DEPTH = 32
 MAX_TENSORS = 100_000
 MAX_NAME = 512
@@ -22,11 +22,13 @@ MAX_DIMS = 16
 MAX_SIZE = 2**48  # of one dimension
 MAX_BYTES = 2**60  # of one tensor
 MAX_TRANSFORMS = 256
-MAX_TEXT = 2**20  # characters of one string, such as a recipe's description
 MAX_INT = 2**63 - 1
 
-#: Model paths, fx call names (``conv@1``) and the reserved names. No blanks, quotes or control characters.
-NAME = re.compile(r"[A-Za-z0-9_.:/@+\-]{1,512}\Z")
+#: Model paths, fx call names (``conv@1``) and the reserved names. No blanks, quotes or control characters, and nothing
+#: that would leave a folder if someone took it for a path.
+NAME = re.compile(r"(?![./])(?!.*\.\.)[A-Za-z0-9_.:/@+\-]{1,512}\Z")
+#: Stands for a SHA-256 that is not known yet.
+PENDING = "0" * 64
 SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 PACKAGE = re.compile(r"[A-Za-z0-9_.\-]{1,128}\Z")
 VERSION = re.compile(r"[A-Za-z0-9_.+!\-]{1,128}\Z")

@@ -14,19 +14,26 @@ from slim_core.errors import CheckpointError
 class Node:
     """One JSON value and where it stands. Every check that fails raises ``CheckpointError`` with that path."""
 
-    __slots__ = ("path", "value")
+    __slots__ = ("_key", "_parent", "value")
 
-    def __init__(self, value: Any, path: str) -> None:
+    def __init__(self, value: Any, key: str | int, parent: Node | None = None) -> None:
         self.value = value
-        self.path = path
+        self._key = key
+        self._parent = parent
+
+    @property
+    def path(self) -> str:
+        """Return where the value stands, fit for a message. Made only when it is asked for: most values are right."""
+        before = self._parent.path if self._parent is not None else ""
+        if isinstance(self._key, int):
+            return f"{before}[{self._key}]"
+        return f"{before}.{shown(self._key)}" if before else shown(self._key)
 
     def fail(self, what: str, *, hint: str | None = None) -> NoReturn:
         raise CheckpointError(what, field=self.path, hint=hint)
 
     def child(self, key: str | int) -> Node:
-        if isinstance(key, int):
-            return Node(self.value[key], f"{self.path}[{key}]")
-        return Node(self.value[key], f"{self.path}.{shown(key)}" if self.path else shown(key))
+        return Node(self.value[key], key, self)
 
     def record(self, required: Collection[str], optional: Collection[str] = ()) -> dict[str, Node]:
         """Return the members of an object that has exactly these keys."""
@@ -34,10 +41,11 @@ class Node:
         for key in required:
             if key not in self.value:
                 self.fail(f"the key '{key}' is missing")
-        for key in self.value:
-            if key not in required and key not in optional:
-                self.fail(f"the key '{shown(key)}' is not known to this format version")
-        return {key: self.child(key) for key in self.value}
+        if len(self.value) > len(required):
+            for key in self.value:
+                if key not in required and key not in optional:
+                    self.fail(f"the key '{shown(key)}' is not known to this format version")
+        return {key: Node(value, key, self) for key, value in self.value.items()}
 
     def mapping(self, most: int) -> Iterator[tuple[str, Node]]:
         """Yield the members of an object whose keys are names."""
@@ -53,7 +61,7 @@ class Node:
         self._expect(list, "a list")
         if len(self.value) > most:
             self.fail(f"it has {len(self.value)} items, more than {most}")
-        return [self.child(index) for index in range(len(self.value))]
+        return [Node(value, index, self) for index, value in enumerate(self.value)]
 
     def anything(self, kind: type) -> Any:
         """Return an object or list as it is."""
@@ -95,7 +103,11 @@ class Node:
         return bool(self.value)
 
     def sizes(self, most: int, high: int) -> tuple[int, ...]:
-        return tuple(item.whole(0, high) for item in self.items(most))
+        if type(self.value) is list and len(self.value) <= most:
+            sizes = tuple(self.value)
+            if all(type(size) is int and 0 <= size <= high for size in sizes):
+                return sizes
+        return tuple(item.whole(0, high) for item in self.items(most))  # says what is wrong
 
     def _expect(self, kind: type, word: str) -> None:
         if type(self.value) is not kind:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-from slim_core.checkpoint.limits import MAX_DEPTH, MAX_INT, MAX_NAME, MAX_TEXT, MAX_VALUES
+from slim_core.checkpoint.limits import MAX_DEPTH, MAX_INT, MAX_VALUES
 from slim_core.errors import CheckpointError
 
 #: Control characters (a terminal would obey them) and lone surrogates (no encoding can write them).
@@ -39,8 +39,9 @@ def parse(raw: bytes, field: str) -> Any:
         raise CheckpointError(f"it holds more than {MAX_VALUES} values", field=field)
     reader = _Reader(field)
     try:
+        text = raw.decode("utf-8")
         value = json.loads(
-            raw.decode("utf-8"),
+            text,
             object_pairs_hook=reader.mapping,
             parse_int=reader.whole,
             parse_float=reader.real,
@@ -52,7 +53,8 @@ def parse(raw: bytes, field: str) -> Any:
         raise CheckpointError(f"it is not JSON: {error.msg} at character {error.pos}", field=field) from None
     except RecursionError:
         raise CheckpointError(f"it is nested deeper than {MAX_DEPTH}", field=field) from None
-    _walk(value, field)
+    # Only an escape can put a control character into a string of JSON, all but those above 0x7e.
+    _walk(value, field, texts="\\u" in text or not text.isascii() or "\x7f" in text)
     return value
 
 
@@ -131,30 +133,30 @@ class _Reader:
         raise CheckpointError(f"{text} is not JSON", field=self.field)
 
 
-def _walk(value: Any, field: str) -> None:
+def _walk(value: Any, field: str, *, texts: bool) -> None:
+    """Check depth; with ``texts``, every string too."""
     stack = [(value, 0)]
     while stack:
         item, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise CheckpointError(f"it is nested deeper than {MAX_DEPTH}", field=field)
+        if isinstance(item, str):
+            _check_text(item, field)
+            continue
         if isinstance(item, dict):
-            for key, inner in item.items():
-                if len(key) > MAX_NAME:
-                    raise CheckpointError(f"a key is longer than {MAX_NAME} characters", field=field)
-                if _UNFIT.search(key):
-                    raise CheckpointError(f"the key '{shown(key)}' holds control characters", field=field)
-                stack.append((inner, depth + 1))
+            for key in item if texts else ():
+                _check_text(key, field)
+            members: Iterable[Any] = item.values()
         elif isinstance(item, list):
-            stack.extend((inner, depth + 1) for inner in item)
-        elif isinstance(item, str):
-            if len(item) > MAX_TEXT and depth > 2:  # the JSON inside the container's header is one long string
-                raise CheckpointError(f"a text is longer than {MAX_TEXT} characters", field=field)
-            if _UNFIT.search(item):
-                raise CheckpointError(f"the text '{shown(item)}' holds control characters", field=field)
+            members = item
+        else:
+            continue
+        for inner in members:
+            kind = type(inner)
+            if kind is dict or kind is list or (texts and kind is str):
+                stack.append((inner, depth + 1))
 
 
 def _check_text(text: str, field: str) -> None:
-    if len(text) > MAX_TEXT:
-        raise CheckpointError(f"the text is longer than {MAX_TEXT} characters", field=field)
     if _UNFIT.search(text):
         raise CheckpointError(f"the text '{shown(text)}' holds control characters", field=field)

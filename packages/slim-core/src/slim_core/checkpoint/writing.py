@@ -36,7 +36,6 @@ from slim_core.registry import KINDS
 from slim_core.workload import Transform, Workload
 
 _CHUNK = 2**22
-_PENDING = "0" * 64
 
 
 @dataclass(slots=True)
@@ -50,7 +49,7 @@ class _Parts:
     def add(self, name: str, role: str, tensor: Tensor, **more: Any) -> None:
         """Add a tensor that is stored as it is."""
         dtype, shape = dtype_name(tensor, f"tensors.{name}"), tuple(tensor.shape)
-        self.records[name] = TensorRecord(role, dtype, shape, _PENDING, **more)
+        self.records[name] = TensorRecord(role, dtype, shape, limits.PENDING, **more)
         self.forms[name] = dtype, shape
         self.make[name] = lambda: tensor
 
@@ -120,7 +119,7 @@ def _write(header: Header, parts: _Parts, path: PathLike) -> Header:
     head = encode_header(header.to_text(), layout)
     size = max((stored.stop for stored in layout.values()), default=0)
     # What would be refused when it is read is refused here, before anything is written.
-    header_of(Container(_checked_text(header), layout, len(head), len(head) + size))
+    header_of(Container(_checked_text(header.sealed()), layout, len(head), len(head) + size))
     if len(head) - 8 > limits.MAX_CONTAINER_HEADER:
         raise CheckpointError(f"the header would have {len(head)} bytes, more than may be read", field="header")
     try:
@@ -133,7 +132,7 @@ def _write(header: Header, parts: _Parts, path: PathLike) -> Header:
                 stored=layout,
                 data_start=len(head),
                 file_bytes=len(head) + size,
-            )
+            ).sealed()
             handle.seek(0)
             handle.write(encode_header(header.to_text(), layout))  # as long as before: only the hashes changed
     except (OSError, ValueError) as error:
@@ -186,7 +185,7 @@ def _add_state(
         raise CheckpointError(f"a packed tensor is a float tensor, not {dtype}", field=where)
     # Checked now, so that nothing is written when a value is off the grid; a quarter of the memory is kept.
     integers = to_integers(tensor.detach().cpu().contiguous(), packing, scale, zero, entry.name)
-    parts.records[name] = TensorRecord(entry.role, dtype, shape, _PENDING, packing=packing, **more)
+    parts.records[name] = TensorRecord(entry.role, dtype, shape, limits.PENDING, packing=packing, **more)
     parts.forms[name] = packed_form(packing, shape)
     parts.make[name] = lambda: integers
 

@@ -39,7 +39,7 @@ def problems_of(wheel: Path, twin: Path) -> list[str]:
     if not any("/licenses/LICENSE" in name for name in names):
         found.append("no LICENSE inside")
     core = [requirement.specifier for requirement in requirements if requirement.name == "slim-core"]
-    if not wheel.name.startswith("slim_core-") and not (len(core) == 1 and takes_this_core(core[0])):
+    if not wheel.name.startswith("slim_core-") and not (core and all(map(takes_this_core, core))):
         found.append("does not require slim-core>=0.1.0.dev0,<0.2")
     return found
 

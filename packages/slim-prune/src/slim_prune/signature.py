@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from slim_core.graph.quick import QuickShapes
 from slim_core.tensors import DTYPE_BYTES
 from slim_core.workload import call, tensors_of
-from slim_prune.edits import Edits
+from slim_prune.edits import Edits, check_fits
 from slim_prune.errors import PlanError
-from slim_prune.surgery import operate
+from slim_prune.surgery import set_attributes
 
 
 def describe(inputs: Any, model: nn.Module) -> Any:
@@ -60,16 +60,26 @@ def _made(description: Any, dtypes: Mapping[Any, Any]) -> Any:
     raise PlanError("the plan's input signature is malformed", where="inputs")
 
 
-def shadow(model: nn.Module) -> nn.Module:
-    """Return a model of the same structure, attributes and ties over meta tensors. Nothing is deep-copied."""
+def shadow(model: nn.Module, edits: Edits) -> nn.Module:
+    """Return what ``edits`` would make of ``model``, over meta tensors: same structure, attributes and ties.
+
+    Nothing is deep-copied.
+
+    Raises:
+        PlanError: the edits do not fit.
+    """
     modules: dict[int, nn.Module] = {}
     tensors: dict[int, Tensor] = {}
+    cuts = {id(tensor): cuts for _, tensor, cuts in edits.of(check_fits(edits, model))}
 
     def tensor(original: Tensor | None) -> Tensor | None:
         if original is None:
             return None
         if id(original) not in tensors:
-            empty = torch.empty_like(original, device="meta")
+            shape = list(original.shape)
+            for cut in cuts.get(id(original), ()):
+                shape[cut.dim] = len(cut.kept)
+            empty = torch.empty(shape, dtype=original.dtype, device="meta")
             tensors[id(original)] = (
                 nn.Parameter(empty, requires_grad=False) if isinstance(original, nn.Parameter) else empty
             )
@@ -91,6 +101,7 @@ def shadow(model: nn.Module) -> nn.Module:
 
     copied = module(model)
     assert copied is not None  # noqa: S101  # for the type checker: the model is one
+    set_attributes(copied, edits)
     return copied
 
 
@@ -106,8 +117,7 @@ def check_forward(model: nn.Module, edits: Edits, inputs: Any, outputs: Sequence
     Raises:
         PlanError: the pruned model does not run, or gives other shapes.
     """
-    pruned = shadow(model)
-    operate(pruned, edits)
+    pruned = shadow(model, edits)
     try:
         with torch.inference_mode(), QuickShapes():  # type: ignore[no-untyped-call]
             shapes = [list(tensor.shape) for tensor in tensors_of(call(pruned, meta_inputs(inputs, model)))]

@@ -48,7 +48,7 @@ def operate(model: nn.Module, edits: Edits, *, optimizer: Optimizer | None = Non
     for _, tensor, cuts in edits.of(averaged):
         _cut_tensor(tensor, cuts)
     for target in (model, *modules_of(ema)):
-        _set_attributes(target, edits)
+        set_attributes(target, edits)
 
 
 def copy_and_operate(model: nn.Module, edits: Edits) -> nn.Module:
@@ -66,7 +66,7 @@ def copy_and_operate(model: nn.Module, edits: Edits) -> nn.Module:
         else:
             memo[id(tensor)] = data
     smaller = copy.deepcopy(model, memo)
-    _set_attributes(smaller, edits)
+    set_attributes(smaller, edits)
     return smaller
 
 
@@ -180,7 +180,8 @@ def _cut_tensor(tensor: Tensor, cuts: list[TensorEdit]) -> None:
         tensor.grad = sliced(gradient, cuts)
 
 
-def _set_attributes(model: nn.Module, edits: Edits) -> None:
+def set_attributes(model: nn.Module, edits: Edits) -> None:
+    """Set the sizes that the modules remember."""
     modules = dict(model.named_modules())
     for edit in edits.attributes:
         setattr(modules[edit.module], edit.name, edit.after)

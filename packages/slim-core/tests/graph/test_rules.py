@@ -70,7 +70,9 @@ def test_concat_puts_channels_side_by_side(proves, image, members):
 
 
 def test_channels_joined_with_foreign_ones_stay_free(proves, image, members):
-    coupling = proves(Model(lambda m, x: torch.cat([x, x.sum(1, keepdim=True).expand(-1, 2, -1, -1)], 1), inside=10), image)
+    coupling = proves(
+        Model(lambda m, x: torch.cat([x, x.sum(1, keepdim=True).expand(-1, 2, -1, -1)], 1), inside=10), image
+    )
     assert members(coupling, "stem")["head.weight", 1] == singles(8)
 
 

@@ -125,7 +125,10 @@ def attribute_uses(model: nn.Module, graph: Graph) -> list[Use]:
             continue
         for index in node.outputs:
             shape = graph.values[index].shape
+            asked = node.args.get("size", node.args.get("shape", ()))
             for dim, size in enumerate(shape):
+                if isinstance(asked, tuple) and len(asked) == len(shape) and asked[dim] == -1:
+                    continue  # left to torch
                 inner = dim < len(shape) - 1 and "split" not in node.op and "slice" not in node.op
                 patterns = (_HEADS, _SIZES) if inner else (_SIZES, _HEADS)
                 uses += [Use(module, name, index, dim) for name in _fitting(own, size, patterns)]
@@ -138,3 +141,8 @@ def _fitting(
     """Return the attributes of this value with a fitting name; where both kinds of names have it, the likelier kind."""
     same = [name for name, value in integers if value == size and size > 1]
     return [n for n in same if patterns[0].fullmatch(n)] or [n for n in same if patterns[1].fullmatch(n)]
+
+
+def names_a_size(name: str) -> bool:
+    """Return whether ``name`` is one that :func:`attribute_edits` may give to an attribute of a user's module."""
+    return bool(_HEADS.fullmatch(name) or _SIZES.fullmatch(name))

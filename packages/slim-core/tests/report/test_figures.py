@@ -51,7 +51,7 @@ def test_a_metric_that_lost_more_than_allowed_is_worse(report):
 
 def test_latency_says_runtime_threads_and_interval(report):
     row = rows(report)["ort, batch 1"]
-    assert (row.remark, row.interval) == ("ort 1.2, 1 thread", "4.00×, 95 %: 3.80–4.20")
+    assert (row.remark, row.interval) == ("ort 1.2, 1 thread", "95 %: 3.80–4.20×")
 
 
 def test_figures_that_nobody_knows_are_left_out(report):
@@ -104,6 +104,21 @@ def test_curves_hold_the_history(report):
     assert rate.title == "Learning rate"
 
 
+def test_losses_that_span_much_are_drawn_on_a_logarithmic_axis(report):
+    def chart(*losses):
+        history = tuple({"epoch": n, "loss": loss} for n, loss in enumerate(losses))
+        return figures.curves(replace(report.steps[0], history=history), report.metrics)[0]
+
+    assert not chart(2.0, 1.0, 0.1).log
+    assert chart(200.0, 1.0, 0.1).log
+    assert not chart(200.0, 0.0).log  # zero has no place on such an axis
+
+
+def test_the_factor_of_a_latency_is_the_measured_ratio(report):
+    row = replace(report.latency[0], original_ms=3.0, speedup=4.0)  # the ratio of the medians would be 6
+    assert figures.latency_comparison(row).factor == "4.0× faster"
+
+
 def test_history_without_numbers_draws_nothing():
     row = ModelRow("x", "x", {}, None, None, None)
     step = StepRow(1, "k", "n", 0.0, None, row, history=({"epoch": 1, "loss": None, "word": "x", "flag": True},))
@@ -123,6 +138,8 @@ def test_layer_tables_take_all_columns():
         (True, "yes"),
         (12345, "12\N{NARROW NO-BREAK SPACE}345"),
         (0.5, "0.5"),
+        (11872256.0, "11\N{NARROW NO-BREAK SPACE}872\N{NARROW NO-BREAK SPACE}256"),
+        (1.5e-7, "1.5e−07"),
         ({"a": 1}, "a: 1"),
         ([1, "b"], "1, b"),
     ],

@@ -239,6 +239,15 @@ def test_points_of_a_chart_lie_where_the_axes_say():
     assert root.get("aria-label") == "Loss by epoch: loss from 0 to 0.5000"
 
 
+def test_a_logarithmic_axis_puts_decades_at_equal_distances():
+    chart = Chart("Loss", "epoch", (Series("loss", ((1, 100.0), (2, 1.0), (3, 0.1))),), log=True)
+    root = ElementTree.fromstring(svg.line_chart(chart))
+    heights = [float(pair.split(",")[1]) for pair in root.find("polyline").get("points").split()]
+    assert svg.decades(0.1, 100.0) == pytest.approx([0.1, 1, 10, 100])
+    assert heights[0] == svg._TOP
+    assert (heights[1] - heights[0]) / (heights[2] - heights[0]) == pytest.approx(2 / 3, abs=0.01)
+
+
 def test_bars_of_channels_have_the_kept_share():
     rows = [ChannelRow("a", 16, 64), ChannelRow("b", 8, 16), ChannelRow("c", 0, 0)]
     root = ElementTree.fromstring(svg.channel_bars(rows))

@@ -23,7 +23,7 @@ from slim_core.recipe.latency import check_backends, time_models
 from slim_core.recipe.schema import Recipe
 from slim_core.registry import Registry
 from slim_core.report import write_views
-from slim_core.report.data import LatencyRow, ModelRow, Note, Report, StepRow, read_report
+from slim_core.report.data import LatencyRow, ModelRow, Note, NoteLevel, Report, StepRow, read_report
 from slim_core.report.machine import this_device, versions
 from slim_core.workload import Workload
 
@@ -102,12 +102,11 @@ def finish(
         ),
         steps=tuple(rows),
         latency=latency,
-        notes=tuple(notes),
         files=_files(folder, exported),
         reproduce=_reproduce(recipe, registry, prepared),
         dataset=prepared.dataset,
     )
-    report = replace(report, notes=(*judge(report), *report.notes, *_version_notes(folder, report.versions)))
+    report = replace(report, notes=_merged((*judge(report), *notes, *_version_notes(folder, report.versions))))
     write_text(folder.file(files.RESOLVED), yaml.safe_dump(header_recipe, sort_keys=False, allow_unicode=True))
     write_views(report, folder.path)
     return report
@@ -185,23 +184,40 @@ def _resolved(recipe: Recipe, out: Path) -> dict[str, Any]:
 
 
 def _reproduce(recipe: Recipe, registry: Registry, prepared: Prepared) -> tuple[str, ...]:
-    packages = [f"{name}=={version}" for name, version in versions({"slim-core", *registry.installed}).items()]
-    slim = [item for item in packages if item.startswith("slim-")]
+    owners = _owners(recipe, registry)
+    names = {
+        "slim-core",
+        *(name for name in registry.installed if name in owners or name.removeprefix("slim-") in owners),
+    }
+    wanted = [f"{name}=={version}" for name, version in versions(names).items() if name in names]
+    install = f"pip install {shlex.join(wanted)}"
     if prepared.factory is not None:
-        return (
-            f"pip install {' '.join(slim)}",
-            "slim_core.recipe.run('recipe.resolved.yaml', 'out', workload=…)  # from Python",
-        )
-    loads = "".join(f" --load {shlex.quote(name)}" for name in _local_files(recipe, registry))
-    return (f"pip install {' '.join(slim)}", f"slim run {files.RESOLVED} -o out{loads}")
+        return (install, f"slim_core.recipe.run('{files.RESOLVED}', 'out', workload=…)  # from Python")
+    loads = "".join(f" --load {shlex.quote(name)}" for name in owners if name.endswith(".py"))
+    return (install, f"slim run {files.RESOLVED} -o out{loads}")
 
 
-def _local_files(recipe: Recipe, registry: Registry) -> list[str]:
-    wanted = [("models", recipe.workload.model), ("datasets", recipe.workload.data), ("tasks", recipe.workload.task)]
-    wanted += [("techniques", step.kind) for step in recipe.steps]
-    wanted += [("backends", name) for name in (recipe.measure.backends if recipe.measure else ())]
-    owners = [entry.plugin for kind, name in wanted for entry in registry.entries(kind) if entry.name == name]
-    return list(dict.fromkeys(owner for owner in owners if owner.endswith(".py")))
+def _owners(recipe: Recipe, registry: Registry) -> list[str]:
+    """Return the plugins that registered what the recipe names."""
+    wanted = {("models", recipe.workload.model), ("datasets", recipe.workload.data)}
+    wanted |= {("techniques", step.kind) for step in recipe.steps}
+    wanted |= {("backends", name) for name in (recipe.measure.backends if recipe.measure else ())}
+    wanted |= {("tasks", recipe.workload.task)} if recipe.workload.task else set()
+    wanted |= {("exporters", recipe.export.format)} if recipe.export else set()
+    kinds = sorted({kind for kind, _ in wanted})
+    found = [entry.plugin for kind in kinds for entry in registry.entries(kind) if (kind, entry.name) in wanted]
+    return list(dict.fromkeys(found))
+
+
+def _merged(notes: Sequence[Note]) -> tuple[Note, ...]:
+    """Return notes with the same words as one note that names every place."""
+    places: dict[tuple[NoteLevel, str, str], list[str]] = {}
+    for note in notes:
+        places.setdefault((note.level, note.text, note.hint), []).append(note.where)
+    return tuple(
+        Note(level, text, "; ".join(dict.fromkeys(place for place in where if place)), hint)
+        for (level, text, hint), where in places.items()
+    )
 
 
 def _version_notes(folder: OutFolder, now: Mapping[str, str]) -> list[Note]:

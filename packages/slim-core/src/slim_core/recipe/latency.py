@@ -37,7 +37,7 @@ def check_backends(recipe: Recipe, registry: Registry, workload: Workload, expor
     for batch in recipe.measure.batches:
         if fixed and batch != size:
             raise RecipeError(
-                f"batch {batch} cannot be measured: export.dynamic_batch is false; the example inputs have batch {size}",
+                f"batch {batch} cannot be measured: export.dynamic_batch is false; the inputs have batch {size}",
                 where=where(("measure", "batch")),
                 hint="set export.dynamic_batch to true, or measure that batch only",
             )

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from slim_core.report import format as fmt
 from slim_core.report.data import LatencyRow, MetricInfo, ModelRow, Report, StepRow
 
+#: losses that span more than this are drawn on a logarithmic axis
+LOG_SPAN = 30.0
+
 Verdict = Literal["better", "accepted", "worse", "even", "unknown"]
 
 
@@ -26,6 +29,7 @@ class Comparison:
         verdict: whether the compressed model is better; ``"accepted"`` is worse by no more than the recipe allows.
         spread: half-width texts for original and compressed, where there are any.
         interval: what is known about the factor, where anything is.
+        ratio: original over compressed where it was measured as a ratio; otherwise that of the two figures counts.
     """
 
     group: str
@@ -37,6 +41,7 @@ class Comparison:
     verdict: Verdict
     spread: tuple[str, str] = ("", "")
     interval: str = ""
+    ratio: float | None = None
 
     @property
     def change(self) -> str:
@@ -51,7 +56,7 @@ class Comparison:
         less, more = ("faster", "slower") if self.unit == "ms" else ("smaller", "larger")
         if self.label == "MACs":
             less, more = "fewer", "more"
-        ratio = self.original / self.compressed
+        ratio = self.original / self.compressed if self.ratio is None else self.ratio
         if abs(ratio - 1) < 0.005:
             return ""
         return f"{_factor(ratio)} {less}" if ratio > 1 else f"{_factor(1 / ratio)} {more}"
@@ -92,12 +97,21 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Curves that share their axes."""
+    """Curves that share their axes.
+
+    Args:
+        title: what is drawn.
+        x_label: unit of the horizontal axis.
+        series: the curves.
+        percent: write figures in per cent.
+        log: logarithmic vertical axis.
+    """
 
     title: str
     x_label: str
     series: tuple[Series, ...]
     percent: bool = False
+    log: bool = False
 
 
 def comparisons(report: Report) -> tuple[Comparison, ...]:
@@ -127,7 +141,7 @@ def latency_comparison(row: LatencyRow) -> Comparison:
     threads = f", {row.threads} thread{'s' if row.threads != 1 else ''}" if row.threads else ""
     interval = ""
     if row.speedup_low is not None and row.speedup_high is not None:
-        interval = f"{row.speedup:.2f}×, 95 %: {row.speedup_low:.2f}–{row.speedup_high:.2f}"
+        interval = f"95 %: {row.speedup_low:.2f}–{row.speedup_high:.2f}×"
     verdicts: dict[str, Verdict] = {"faster": "better", "slower": "worse", "even": "even"}
     return Comparison(
         "Latency",
@@ -142,6 +156,7 @@ def latency_comparison(row: LatencyRow) -> Comparison:
             fmt.spread(row.compressed_iqr_ms / 2, row.compressed_ms),
         ),
         interval,
+        row.speedup,
     )
 
 
@@ -183,7 +198,10 @@ def stages(report: Report) -> tuple[Stage, ...]:
 
 
 def curves(step: StepRow, metrics: Sequence[MetricInfo]) -> tuple[Chart, ...]:
-    """Return the training curves of a step: losses in one chart, each metric in one, the learning rate last."""
+    """Return the training curves of a step: the losses, the judged metric, the learning rate.
+
+    Losses that span more than a factor of :data:`LOG_SPAN` get a logarithmic axis.
+    """
     numbers: dict[str, list[tuple[float, float]]] = {}
     for position, row in enumerate(step.history):
         x = _number(row.get("epoch"))
@@ -202,8 +220,9 @@ def curves(step: StepRow, metrics: Sequence[MetricInfo]) -> tuple[Chart, ...]:
     ]
     charts: list[Chart] = []
     if losses:
-        charts.append(Chart("Loss", "epoch", losses))
-    for base in better:
+        values = [y for item in losses for _, y in item.points]
+        charts.append(Chart("Loss", "epoch", losses, log=min(values) > 0 and max(values) > LOG_SPAN * min(values)))
+    for base in [info.name for info in metrics if info.primary]:
         group = tuple(series[name] for name in figures if name.removeprefix("val_").removeprefix("train_") == base)
         if group:
             percent = better[base] and all(0 <= y <= 1 for item in group for _, y in item.points)
@@ -226,6 +245,8 @@ def plain(figure: Any) -> str:
         return fmt.ABSENT
     if isinstance(figure, bool):
         return "yes" if figure else "no"
+    if isinstance(figure, float) and figure.is_integer() and 1e4 <= abs(figure) < 1e15:
+        figure = int(figure)
     if isinstance(figure, int):
         return f"{figure:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     if isinstance(figure, float):

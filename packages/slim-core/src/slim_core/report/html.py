@@ -130,7 +130,8 @@ def _latency(report: Report) -> str:
         f'<figure><figcaption><span class="key before">original</span><span class="key">compressed</span></figcaption>'
         f"{svg.latency_bars(report.latency)}</figure>",
         f"Medians per batch on {_text(str(report.device))}. The two models were timed in alternation;{often} whiskers "
-        "span the middle half of the timings. Each pair has its own scale.",
+        "span the middle half of the timings. Each pair has its own scale. The factor in the table is the median of "
+        "the ratios within the rounds: what disturbs the machine cancels from it.",
     )
 
 
@@ -219,7 +220,8 @@ def _step_details(step: StepRow) -> str:
     kind = f' <span class="soft">{_text(step.kind)}</span>' if step.kind != step.name else ""
     parts = [f"<h3>{_text(title)}{kind}</h3>"]
     if step.details:
-        parts.append(_list((key.replace("_", " "), figures.plain(value)) for key, value in step.details.items()))
+        told = {key: value for key, value in step.details.items() if value not in (None, "", [], {})}
+        parts.append(_list((key.replace("_", " "), figures.plain(value)) for key, value in told.items()))
     if step.layers:
         head, rows = figures.layer_table(step.layers)
         lines = "".join(

@@ -28,20 +28,27 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
+def decades(low: float, high: float) -> list[float]:
+    """Return the powers of ten that cover ``low`` to ``high``, both positive."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    return [10.0**power for power in range(first, max(last, first + 1) + 1)]
+
+
 def line_chart(chart: Chart) -> str:
     """Return a chart of curves, with a title and a description for screen readers."""
     points = [point for series in chart.series for point in series.points]
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    y_ticks = ticks(min(ys), max(ys))
+    y_ticks = decades(min(ys), max(ys)) if chart.log else ticks(min(ys), max(ys))
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
         x_low, x_high = x_low - 0.5, x_high + 0.5
     x_at = _scale(x_low, x_high, _LEFT, WIDTH - _RIGHT)
-    y_at = _scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
+    height: Callable[[float], float] = math.log10 if chart.log else float
+    along = _scale(height(y_ticks[0]), height(y_ticks[-1]), HEIGHT - _BOTTOM, _TOP)
     parts = [_open(WIDTH, HEIGHT, _describe(chart))]
-    step = y_ticks[1] - y_ticks[0]
+    step = None if chart.log else y_ticks[1] - y_ticks[0]
     for tick in y_ticks:
-        y = y_at(tick)
+        y = along(height(tick))
         parts.append(f'<line class="grid" x1="{_LEFT:.0f}" x2="{WIDTH - _RIGHT:.0f}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
             f'<text x="{_LEFT - 8:.0f}" y="{y + 4:.1f}" text-anchor="end">{_tick(tick, step, chart.percent)}</text>'
@@ -54,14 +61,14 @@ def line_chart(chart: Chart) -> str:
     parts.append(f'<text x="{WIDTH - _RIGHT:.0f}" y="{HEIGHT - 2:.0f}" text-anchor="end">{_text(chart.x_label)}</text>')
     for number, series in enumerate(chart.series, 1):
         style = f" s{min(number, 4)}"
-        path = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in series.points)
+        path = " ".join(f"{x_at(x):.1f},{along(height(y)):.1f}" for x, y in series.points)
         parts.append(f'<polyline class="curve{style}" points="{path}"/>')
         radius = 2.6 if len(series.points) <= 60 else 0.0
         for x, y in series.points:
             text = f"{series.name}, {chart.x_label} {x:g}: {_figure(y, chart.percent)}"
             if radius:
                 parts.append(
-                    f'<circle class="dot{style}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="{radius}">'
+                    f'<circle class="dot{style}" cx="{x_at(x):.1f}" cy="{along(height(y)):.1f}" r="{radius}">'
                     f"<title>{_text(text)}</title></circle>"
                 )
     parts.append("</svg>")
@@ -155,7 +162,9 @@ def _figure(value: float, percent: bool) -> str:
     return fmt.percent(value) if percent else fmt.significant(value, 4)
 
 
-def _tick(value: float, step: float, percent: bool) -> str:
+def _tick(value: float, step: float | None, percent: bool) -> str:
+    if step is None:
+        return f"{value:g}".replace("-", fmt.MINUS)
     if percent:
         value, step = value * 100, step * 100
     digits = max(0, -math.floor(math.log10(step) + 1e-9))

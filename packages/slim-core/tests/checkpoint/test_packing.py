@@ -170,8 +170,8 @@ def test_a_scheme_for_an_integer_tensor_or_for_nothing_is_refused(tmp_path) -> N
         save(workload.with_model(workload.model, missing), tmp_path / "a.safetensors")
     norm = nn.BatchNorm1d(2)
     counter = {"schemes": {"num_batches_tracked": kit.scheme(granularity="per_tensor")}}
+    transform = Transform("t", 1, counter, {"scale": torch.ones(())})
     with pytest.raises(CheckpointError, match="a packed tensor is a float tensor, not int64"):
-        transform = Transform("t", 1, counter, {"scale": torch.ones(())})
         save(Workload(norm, (torch.ones(2, 2),), transforms=(transform,)), tmp_path / "a.safetensors")
 
 

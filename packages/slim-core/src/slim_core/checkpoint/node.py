@@ -91,11 +91,13 @@ class Node:
         return int(self.value)
 
     def number(self, low: float, high: float) -> float:
+        """Return a number as it is: a whole one stays whole, so that it is written again as it was."""
         if type(self.value) not in (int, float):
             self.fail(f"a number was expected, not {_kind(self.value)}")
         if not low <= self.value <= high:
             self.fail(f"{self.value} is not between {low} and {high}")
-        return float(self.value)
+        number: float = self.value
+        return number
 
     def truth(self) -> bool:
         if type(self.value) is not bool:

@@ -92,6 +92,7 @@ def test_weights_are_stored_as_int8(finished: Path) -> None:
 def test_the_checkpoint_rebuilds_what_the_exported_file_computes(finished: Path) -> None:
     import onnxruntime
     import torch
+
     from slim_core.checkpoint import load
     from slim_core.plugins import load_plugins
 

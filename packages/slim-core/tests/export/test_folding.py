@@ -157,6 +157,58 @@ def test_a_mean_over_space_becomes_a_pool(axes: list[int], becomes: str) -> None
     np.testing.assert_allclose(run(proto, x), before, atol=1e-6)
 
 
+def test_a_mean_that_drops_space_is_flattened_after_it_is_quantized() -> None:
+    constants = {
+        "axes": np.array([2, 3], np.int64),
+        "s": np.float32(0.1) * np.ones((), np.float32),
+        "z": np.full((), 100, np.uint8),
+    }
+    proto = model(
+        [
+            helper.make_node("ReduceMean", ["x", "axes"], ["m"], keepdims=0),
+            helper.make_node("QuantizeLinear", ["m", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        ],
+        constants,
+        [2, 3, 4, 5],
+    )
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    before = run(proto, x)
+    folding.clean(proto)
+    assert types(proto) == ["GlobalAveragePool", "QuantizeLinear", "Flatten", "DequantizeLinear"]
+    assert np.array_equal(run(proto, x), before)
+
+
+def test_the_bias_of_a_float_result_counts_in_steps_of_the_product() -> None:
+    rng = np.random.default_rng(0)
+    constants = {
+        "sx": np.float32(0.1) * np.ones((), np.float32),
+        "zx": np.full((), 7, np.uint8),
+        "w": rng.integers(-127, 128, (3, 5)).astype(np.int8),
+        "sw": np.array([0.01, 0.02, 0.03], np.float32),
+        "zw": np.zeros(3, np.int8),
+        "b": rng.normal(size=3).astype(np.float32),
+    }
+    proto = model(
+        [
+            helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "sx", "zx"], ["d"]),
+            helper.make_node("DequantizeLinear", ["w", "sw", "zw"], ["v"], axis=0),
+            helper.make_node("Gemm", ["d", "v", "b"], ["y"], transB=1),
+        ],
+        constants,
+        [2, 5],
+    )
+    x = rng.normal(size=(2, 5)).astype(np.float32)
+    before = run(proto, x)
+    folding.clean(proto)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    step = constants["sx"] * constants["sw"]
+    assert np.array_equal(stored["b_integers"], np.rint(constants["b"].astype(np.float64) / step).astype(np.int32))
+    assert "b" not in stored
+    assert np.abs(run(proto, x) - before).max() <= step.max() / 2 * 1.01
+
+
 def test_dead_nodes_and_initializers_go() -> None:
     proto = model(
         [helper.make_node("Add", ["x", "c"], ["y"]), helper.make_node("Mul", ["x", "e"], ["unused"])],

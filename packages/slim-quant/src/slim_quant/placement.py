@@ -106,7 +106,7 @@ class _Placer:
                 self._concat(node)
             elif name in self.target.binary | self.target.matmul:
                 self._product_or_sum(node)
-            elif name in self.target.pools and rank(node) >= 3 and _reduces_space(node):
+            elif name in self.target.pools and rank(node.args[0]) >= 3 and _reduces_space(node):
                 self._read(node.args[0])
                 self._write(node)
             elif name in self._all_weighted():

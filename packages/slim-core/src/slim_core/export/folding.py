@@ -18,6 +18,7 @@ def clean(proto: Any) -> list[str]:
     use_global_pooling(proto)
     folded = fold_quantized_weights(proto)
     fold_weight_transposes(proto)
+    quantize_last_biases(proto)
     drop_saturated_activations(proto)
     remove_dead(proto)
     strip_metadata(proto)
@@ -80,6 +81,39 @@ def fold_weight_transposes(proto: Any) -> None:
         graph.node.insert(position, fresh)
 
 
+def quantize_last_biases(proto: Any) -> None:
+    """Store the bias of a ``Gemm`` of integers with a float result as int32.
+
+    onnxruntime quantizes a float bias itself only where the result is quantized too. The step is input scale times
+    weight scale, in which the integer product counts.
+    """
+    onnx = require("onnx", "slim-core[onnx]")
+    graph = proto.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    for node in [node for node in graph.node if node.op_type == "Gemm" and len(node.input) == 3]:
+        values, weight = makers.get(node.input[0]), makers.get(node.input[1])
+        readers = [other for other in graph.node if node.output[0] in other.input]
+        plain = all(item.f == 1.0 for item in node.attribute if item.name in ("alpha", "beta"))
+        if values is None or weight is None or node.input[2] not in constants or not plain:
+            continue
+        names = [values.input[1], weight.input[1]]
+        scales = [onnx.numpy_helper.to_array(constants[name]) for name in names if name in constants]
+        if len(scales) != 2 or any(other.op_type == "QuantizeLinear" for other in readers):
+            continue
+        bias = onnx.numpy_helper.to_array(constants[node.input[2]])
+        step = np.asarray(scales[0].reshape(()) * scales[1], np.float32)
+        integers = np.rint(bias.astype(np.float64) / step.astype(np.float64))
+        if bias.ndim != 1 or (step.ndim and len(step) != len(bias)) or np.abs(integers).max(initial=0) >= 2**31:
+            continue
+        parts = [np.asarray(integers, np.int32), step, np.zeros(step.shape, np.int32)]
+        names = [f"{node.input[2]}_{part}" for part in ("integers", "step", "zero_point")]
+        graph.initializer.extend(onnx.numpy_helper.from_array(*pair) for pair in zip(parts, names, strict=True))
+        made = onnx.helper.make_node("DequantizeLinear", names, [f"{node.input[2]}_float"], axis=0)
+        graph.node.insert(list(graph.node).index(node), made)
+        node.input[2] = made.output[0]
+
+
 def drop_saturated_activations(proto: Any) -> None:
     """Remove ``Relu`` and ``Clip`` whose every reader quantizes to a range that saturates at the same values."""
     onnx = require("onnx", "slim-core[onnx]")
@@ -104,16 +138,24 @@ def use_global_pooling(proto: Any) -> None:
     graph = proto.graph
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in [*graph.value_info, *graph.input]}
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
+    for node in list(graph.node):
         if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in constants:
             continue
         rank = ranks.get(node.input[0], 0)
         axes = {int(axis) % max(rank, 1) for axis in onnx.numpy_helper.to_array(constants[node.input[1]]).reshape(-1)}
         keeps = all(item.i == 1 for item in node.attribute if item.name == "keepdims")
-        if rank >= 4 and axes == set(range(2, rank)) and keeps:
-            node.op_type = "GlobalAveragePool"
-            del node.attribute[:]
-            del node.input[1:]
+        readers = [other for other in graph.node if node.output[0] in other.input]
+        quantized = len(readers) == 1 and readers[0].op_type == "QuantizeLinear"
+        if rank < 4 or axes != set(range(2, rank)) or not (keeps or quantized):
+            continue
+        node.op_type = "GlobalAveragePool"
+        del node.attribute[:]
+        del node.input[1:]
+        if not keeps:  # the pool keeps its dimensions: they go from the integers
+            (quantizer,) = readers
+            flat, quantizer.output[0] = quantizer.output[0], f"{quantizer.output[0]}_wide"
+            flatten = onnx.helper.make_node("Flatten", [quantizer.output[0]], [flat], axis=1)
+            graph.node.insert(list(graph.node).index(quantizer) + 1, flatten)
 
 
 def remove_dead(proto: Any) -> None:

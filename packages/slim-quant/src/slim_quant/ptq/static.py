@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from slim_quant.observers import Observer, make_observer, weight_range
 from slim_quant.placement import Placement, place
 from slim_quant.record import describe
 from slim_quant.schemes import Scheme, qparams, sqnr_db
-from slim_quant.targets import TRANSPOSED, get_target
+from slim_quant.targets import PASSING, TRANSPOSED, Target, get_target
 
 #: What activations are unless the caller says otherwise: unsigned, one scale for the tensor.
 ACTIVATION = Scheme(bits=8, symmetric=False, granularity="per_tensor")
@@ -109,7 +109,8 @@ def quantize(
     placement = place(graph, chosen, skip=skip)
     notes.extend(placement.notes)
     observers = {item.scale: make_observer(observer) for item in placement.activations}
-    sample, seen = _calibrate(graph, calibration, observers, samples, progress)
+    taps = _watched(graph, placement, observers, chosen)
+    sample, seen = _calibrate(graph, calibration, taps, samples, progress)
     ranges = {name: _range(name, watched, activation) for name, watched in observers.items()}
     activations = {name: qparams(low, high, activation) for name, (low, high) in ranges.items()}
     schemes = {item.name: weight for item in placement.weights}
@@ -132,16 +133,33 @@ def _prepare(model: torch.nn.Module, example_inputs: Inputs) -> ExportedModel:
     return export_graph(model, example_inputs)
 
 
+def _watched(
+    graph: ExportedModel, placement: Placement, observers: Mapping[str, Observer], target: Target
+) -> dict[str, Callable[[Tensor], None]]:
+    """Return what to call with the values of which node.
+
+    A scale that several nodes share is watched at the concatenations, which show all values at once, or where the
+    values are made; operators that pass values on would only show some of them twice.
+    """
+    nodes = {node.name: node for node in graph.graph.nodes}
+    taps: dict[str, Callable[[Tensor], None]] = {}
+    for scale, watched in observers.items():
+        members = [item.node for item in placement.activations if item.scale == scale]
+        joined = [name for name in members if op_name(nodes[name]) in target.concat]
+        made = [name for name in members if op_name(nodes[name]) not in PASSING]
+        taps.update(dict.fromkeys(joined or made or members, watched.update))
+    return taps
+
+
 def _calibrate(
     graph: ExportedModel,
     calibration: Iterable[Any],
-    observers: Mapping[str, Observer],
+    taps: Mapping[str, Callable[[Tensor], None]],
     samples: int,
     progress: Progress,
 ) -> tuple[Any, int]:
-    """Feed the observers; return a small sample for comparing, and how many samples were seen."""
+    """Feed the observers through ``taps``; return a small sample for comparing, and how many samples were seen."""
     seen, first = 0, None
-    taps = {name: watched.update for name, watched in observers.items()}
     with progress.track("calibrating", samples) as track:
         for batch in calibration:
             size = _size(batch)

@@ -144,7 +144,7 @@ def layers(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation, strictly (``-- serve`` to read it while writing)."""
     python = shared_python(session, "docs")
-    command = session.posargs or ["build", "--strict", "--quiet"]
+    command = session.posargs or ["build", "--strict"]
     session.run(python, "-m", "mkdocs", *command, env={"NO_MKDOCS_2_WARNING": "1"}, external=True)
 
 

@@ -58,7 +58,11 @@ class StepResult:
 
 
 class Technique(Protocol):
-    """A step of a recipe. Registered as a class under its name; an instance is made for each step."""
+    """A step of a recipe. Registered as a class under its name; an instance is made for each step.
+
+    It may also have a static method ``check(config, registry) -> None``, which is called when a recipe is read, before
+    anything runs: it raises a ``SlimError`` for what it can know without a model, such as an extra that is missing.
+    """
 
     name: ClassVar[str]
     Config: ClassVar[type[BaseModel]]

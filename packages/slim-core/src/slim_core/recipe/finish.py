@@ -62,8 +62,8 @@ def finish(
     """Export, measure, and write the model, the report and its views."""
     base, last = rows[0].after, rows[-1].after
     path = folder.file(files.CHECKPOINT)
-    header_recipe = _resolved(recipe, folder.path)
-    checkpoint.save(compressed, path, recipe=header_recipe, metrics=dict(last.metrics))
+    resolved = _resolved(recipe, folder.path)
+    checkpoint.save(compressed, path, recipe=_for_header(recipe), metrics=dict(last.metrics))
     original = _original(folder, registry, prepared, rows[0])
     notes = [Note("warning", text) for text in prepared.notes]
     notes += [Note("warning", text, _where(row)) for row in rows for text in row.notes]
@@ -90,7 +90,7 @@ def finish(
         created=datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
         seconds=sum(row.seconds for row in rows),
         seed=recipe.seed,
-        recipe=header_recipe,
+        recipe=resolved,
         recipe_hash=folder.identity,
         versions=versions({"slim-core", *registry.installed}),
         device=this_device(),
@@ -107,7 +107,7 @@ def finish(
         dataset=prepared.dataset,
     )
     report = replace(report, notes=_merged((*judge(report), *notes, *_version_notes(folder, report.versions))))
-    write_text(folder.file(files.RESOLVED), yaml.safe_dump(header_recipe, sort_keys=False, allow_unicode=True))
+    write_text(folder.file(files.RESOLVED), yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     write_views(report, folder.path)
     return report
 
@@ -180,6 +180,13 @@ def _resolved(recipe: Recipe, out: Path) -> dict[str, Any]:
     weights = recipe.weights_path()
     if weights is not None:
         data["workload"]["weights"] = os.path.relpath(weights.resolve(), out.resolve())
+    return data
+
+
+def _for_header(recipe: Recipe) -> dict[str, Any]:
+    """Return the resolved recipe without anything that depends on where files lie: the same run, the same bytes."""
+    data = recipe.resolved()
+    data["workload"]["weights"] = recipe.weights_digest()
     return data
 
 

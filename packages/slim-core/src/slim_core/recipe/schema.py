@@ -156,6 +156,14 @@ class Recipe:
         """Return the path of ``workload.weights``, or ``None``."""
         return None if self.workload.weights is None else self.source.folder / Path(self.workload.weights).expanduser()
 
+    def weights_digest(self) -> str | None:
+        """Return ``sha256:…`` of the bytes of ``workload.weights``, or ``None``: what they are, not where."""
+        path = self.weights_path()
+        if path is None:
+            return None
+        with open(path, "rb") as handle:
+            return f"sha256:{hashlib.file_digest(handle, 'sha256').hexdigest()}"
+
     def identity(self) -> str:
         """Return a hash of everything that decides which model comes out: the keys and the weights' bytes.
 
@@ -166,9 +174,6 @@ class Recipe:
             data.pop(key, None)
         for step in data["steps"]:
             del step["name"]
-        weights = self.weights_path()
-        if weights is not None:
-            with open(weights, "rb") as handle:
-                data["workload"]["weights"] = hashlib.file_digest(handle, "sha256").hexdigest()
+        data["workload"]["weights"] = self.weights_digest()
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -322,6 +322,8 @@ def test_a_recipe_with_workload_and_a_passed_one_is_an_error(recipe, registry, d
         ({"workload": {"model": "t/net", "kwargs": {"width": -1}, "data": "t/data"}}, RecipeError, "cannot be built"),
         ({"workload": {"model": "t/net", "kwargs": {"num_classes": 2}, "data": "t/data"}}, ModelError, "loss of task"),
         ({"workload": {"model": "t/net", "data": "t/data", "data_kwargs": {"samples": 1}}}, SlimError, "data"),
+        ({"train": {"epochs": 1, "device": "cuda:99"}}, RecipeError, "'cuda:99' is not here"),
+        ({"steps": [{"kind": "t.nudge", "fit": {"epochs": 1, "device": "gpu"}}]}, RecipeError, "'gpu' is no device"),
         ({"compare": {"metric": "top2"}}, RecipeError, "has no metric 'top2'"),
     ],
 )

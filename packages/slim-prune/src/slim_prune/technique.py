@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from slim_core.registry import Registry
 from slim_core.technique import Run, StepResult, StrictConfig
 from slim_core.training.config import FitConfig
 from slim_core.workload import Workload
@@ -41,6 +42,13 @@ class UniformPruning:
 
     name: ClassVar[str] = "prune.uniform"
     Config: ClassVar[type[UniformConfig]] = UniformConfig
+
+    @staticmethod
+    def check(config: UniformConfig, registry: Registry) -> None:
+        """Look the criterion's name up: called when a recipe is read, before anything runs."""
+        name = config.importance if isinstance(config.importance, str) else config.importance.get("name")
+        if isinstance(name, str):
+            registry.get("importances", name)
 
     def run(self, workload: Workload, config: UniformConfig, run: Run) -> StepResult:
         planned = plan(

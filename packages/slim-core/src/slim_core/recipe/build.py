@@ -18,9 +18,10 @@ from slim_core.errors import DataError, ModelError, RecipeError, SlimError, clos
 from slim_core.progress import Progress
 from slim_core.recipe.arguments import accepted
 from slim_core.recipe.schema import Recipe
+from slim_core.recipe.source import KeyPath
 from slim_core.registry import Registry
 from slim_core.report.data import MetricInfo
-from slim_core.training import evaluate
+from slim_core.training import FitConfig, evaluate
 from slim_core.training.evaluate import evaluating
 from slim_core.workload import BuilderRef, Task, Workload, call
 
@@ -63,6 +64,7 @@ def prepare(recipe: Recipe, registry: Registry, own: Workload | None) -> Prepare
         raise RecipeError(
             "the recipe trains, but the workload has no training data", where=recipe.source.where(("train",))
         )
+    _check_devices(recipe)
     return Prepared(workload, _try(workload, recipe), dataset, factory, tuple(notes))
 
 
@@ -209,6 +211,30 @@ def _is_slim(path: Any) -> bool:
             return "slim" in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
+
+
+def _check_devices(recipe: Recipe) -> None:
+    """Make sure that every device that training asks for is here."""
+    blocks: list[tuple[KeyPath, Any]] = [(("train",), recipe.train)]
+    for step in recipe.steps:
+        path: KeyPath = ("steps", step.index - 1)
+        blocks += [(path, step.config), ((*path, "fit"), getattr(step.config, "fit", None))]
+    for path, config in blocks:
+        name = getattr(config, "device", None)
+        if not isinstance(config, FitConfig) or name is None:
+            continue
+        where = recipe.source.where((*path, "device"))
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise RecipeError(f"'{name}' is no device", where=where, hint="write for example cpu or cuda:0") from None
+        there = torch.cuda.device_count() if device.type == "cuda" else None
+        if there is not None and (device.index or 0) >= there:
+            raise RecipeError(
+                f"device '{name}' is not here: PyTorch sees {there} CUDA devices",
+                where=where,
+                hint="leave the key out: training then takes a CUDA device if there is one",
+            )
 
 
 def _copy_of(model: nn.Module) -> Callable[[], nn.Module]:

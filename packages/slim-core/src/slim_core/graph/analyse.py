@@ -19,6 +19,7 @@ from slim_core.workload import Inputs
 
 #: How often ambiguous operators are read anew.
 _ROUNDS = 4
+_QUICK_ROUNDS = 6
 
 
 def analyse(
@@ -42,22 +43,46 @@ def analyse(
 def _analyse(model: nn.Module, example_inputs: Inputs, probe: bool, rules: Mapping[str, Rule]) -> Coupling:
     graph = record(model, example_inputs, rules=rules)
     inner = unwrap(model)
+    if not probe:
+        return _settled(inner, graph, rules, {}).coupling
     choices: dict[int, int] = {}
-    best: Coupling | None = None
-    for _ in range(_ROUNDS if probe else 1):
+    for _ in range(_QUICK_ROUNDS):  # operators of one make read alike: enough for nearly every model
         derivation = _settled(inner, graph, rules, choices)
-        if not probe:
-            return derivation.coupling
-        failures = find_failures(model, example_inputs, derivation.coupling, rules)
-        coupling = _without(derivation.coupling, failures)
-        if best is None or _reach(coupling) > _reach(best):
-            best = coupling
+        failures = find_failures(inner, example_inputs, derivation.coupling, rules, first=True)
+        if not failures:
+            return _without(derivation.coupling, {})
+        blamed = {_make(graph, node) for node in _blamed(derivation, failures)}
+        alike = [node for node in derivation.sites if _make(graph, node) in blamed]
+        again = _advance(derivation, alike, choices)
+        if not again:
+            break
+        choices |= again
+    found = [_careful(inner, example_inputs, graph, rules, {})]
+    if choices:
+        found.append(_careful(inner, example_inputs, graph, rules, choices))
+    return max(found, key=_reach)
+
+
+def _careful(
+    model: nn.Module, inputs: Inputs, graph: Graph, rules: Mapping[str, Rule], choices: dict[int, int]
+) -> Coupling:
+    """Find all failures, read the operators that are to blame anew, each on its own, and return the best coupling."""
+    choices = dict(choices)
+    found: list[Coupling] = []
+    for _ in range(_ROUNDS):
+        derivation = _settled(model, graph, rules, choices)
+        failures = find_failures(model, inputs, derivation.coupling, rules)
+        found.append(_without(derivation.coupling, failures))
         again = _advance(derivation, _blamed(derivation, failures), choices)
         if not again:
             break
         choices |= again
-    assert best is not None  # noqa: S101
-    return best
+    return max(found, key=_reach)
+
+
+def _make(graph: Graph, node: int) -> tuple[object, ...]:
+    """Return what operators of one make have in common."""
+    return graph.nodes[node].op, *(graph.values[index].shape[1:] for index in graph.nodes[node].outputs)
 
 
 def _settled(model: nn.Module, graph: Graph, rules: Mapping[str, Rule], choices: dict[int, int]) -> Derivation:
@@ -70,8 +95,7 @@ def _settled(model: nn.Module, graph: Graph, rules: Mapping[str, Rule], choices:
         steps = _advance(derivation, derivation.stuck(), choices)
         makes: dict[tuple[object, ...], dict[int, int]] = {}
         for node, choice in steps.items():
-            shapes = tuple(graph.values[index].shape[1:] for index in graph.nodes[node].outputs)
-            makes.setdefault((graph.nodes[node].op, shapes), {})[node] = choice
+            makes.setdefault(_make(graph, node), {})[node] = choice
         for trial in [steps, *makes.values()] if len(makes) > 1 else [steps]:
             fresh = derive(graph, rules, choices | trial, model) if trial else derivation
             if _reach(fresh.coupling) > _reach(derivation.coupling):

@@ -73,17 +73,24 @@ def check(model: nn.Module, example_inputs: Inputs, coupling: Coupling, kept: Ke
 
 
 def find_failures(
-    model: nn.Module, example_inputs: Inputs, coupling: Coupling, rules: Mapping[str, Rule] | None = None
+    model: nn.Module,
+    example_inputs: Inputs,
+    coupling: Coupling,
+    rules: Mapping[str, Rule] | None = None,
+    *,
+    first: bool = False,
 ) -> dict[str, Failure]:
-    """Return the groups whose units cannot be removed, with the reason."""
-    return _Search(unwrap(model), example_inputs, coupling, rules).failures()
+    """Return the groups whose units cannot be removed, with the reason; with ``first`` only those found first."""
+    return _Search(unwrap(model), example_inputs, coupling, rules, first).failures()
 
 
 class _Search:
     """Narrows failures of a common forward down to groups."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, coupling: Coupling, rules: Mapping[str, Rule] | None) -> None:
-        self.model, self.inputs, self.coupling, self.rules = model, inputs, coupling, rules
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, coupling: Coupling, rules: Mapping[str, Rule] | None, first: bool
+    ) -> None:
+        self.model, self.inputs, self.coupling, self.rules, self.first = model, inputs, coupling, rules, first
         self.runs = 0
         self.number = {group.name: number for number, group in enumerate(coupling.groups)}
 
@@ -92,7 +99,8 @@ class _Search:
         every = [group.name for group in self.coupling.groups if group.units > 1]
         self._narrow(every, bad, most=False)
         for name in self._sharing():
-            failure = None if name in bad or name not in every else self._test([name], False)
+            done = name in bad or name not in every or (self.first and bad)
+            failure = None if done else self._test([name], False)
             if failure is not None:
                 bad[name] = failure
         cut = self._hazardous()
@@ -103,7 +111,7 @@ class _Search:
         return bad
 
     def _narrow(self, names: list[str], bad: dict[str, Failure], *, most: bool) -> None:
-        while names:
+        while names and not (self.first and bad):
             failure = self._test(names, most)
             if failure is None:
                 return

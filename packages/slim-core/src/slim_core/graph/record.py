@@ -63,6 +63,11 @@ def record(model: nn.Module, example_inputs: Inputs, *, rules: Mapping[str, Any]
         ModelError: the forward fails on the example inputs; names the exception, the module and the line.
     """
     model = unwrap(model)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ModelError(
+            f"{type(model).__name__} is scripted (torch.jit): its layers cannot be changed",
+            hint="analyse the module that was scripted",
+        )
     notes: list[str] = []
     kinds: tuple[DeviceKind, ...] = ("meta", "fake", "real")
     for kind in kinds:

@@ -60,6 +60,7 @@ class Context:
         self._zero: list[tuple[bool, ...] | None] = [None] * len(graph.values)
         self._written: set[int] = set()  # storages that in-place operators may have made nonzero
         self._consumers: dict[int, list[Node]] | None = None
+        self._makers: dict[int, Node] | None = None
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -96,6 +97,12 @@ class Context:
                 for ref in refs_of(node.args.values()):
                     self._consumers.setdefault(ref.index, []).append(node)
         return self._consumers.get(index, ())
+
+    def maker(self, index: int) -> Node | None:
+        """Return the operator that made value ``index``."""
+        if self._makers is None:
+            self._makers = {output: node for node in self.graph.nodes for output in node.outputs}
+        return self._makers.get(index)
 
     # --- writing -----------------------------------------------------------------------------------------------
 

@@ -183,6 +183,16 @@ def filled(node: Node, ctx: Context) -> None:
     ctx.set(dims, [zero] * len(dims))
 
 
+def fake_quantized(node: Node, ctx: Context) -> None:
+    """Scale and zero point per channel go along; a zero stays a zero."""
+    x, axis = node.args["self"], node.args["axis"]
+    dims = list(ctx.dims(x))
+    for name in ("scale", "zero_point"):
+        if ctx.shape(node.args[name])[0] > 1:
+            dims[axis] = ctx.tie(dims[axis], ctx.dims(node.args[name])[0])
+    ctx.set(dims, ctx.zero(x))
+
+
 def glu(node: Node, ctx: Context) -> None:
     x, dim = node.args["self"], node.args["dim"]
     dims, zero = list(ctx.dims(x)), ctx.zero(x)
@@ -245,6 +255,7 @@ def _table() -> dict[str, Rule]:
         (QUOTIENTS, divided), (COMPARISONS, compared), (("pow",), power), (("masked_fill",), masked_fill),
         (("where",), where), (("addcmul", "addcdiv"), addcmul), (("prelu",), prelu), (("_prelu_kernel",), added),
         (("copy_",), copied), (("fill_", "zero_", "fill"), filled), (("glu",), glu),
+        (("fake_quantize_per_channel_affine",), fake_quantized),
     ):  # fmt: skip
         table |= {f"aten.{name}": rule for name in names}
     return table

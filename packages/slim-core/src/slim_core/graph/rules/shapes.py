@@ -94,33 +94,63 @@ def _split(merged: Labels | None, sizes: list[int], where: list[int], node: Node
         out[wide[0]] = merged
         return out
     table = merged.reshape([sizes[n] for n in wide])
-    order = _carriers(table, wide, where, node, ctx)
-    carrier = order[ctx.choose(len(order), merged)]
+    readings = _readings(table, wide, where, node, ctx)
+    carrier, stream = readings[ctx.choose(len(readings), merged)]
     lines = np.moveaxis(table, carrier, 0).reshape(table.shape[carrier], -1)
     first = np.ascontiguousarray(lines[:, 0])
     if (lines != lines[:, :1]).any():
         ctx.equal.append((np.repeat(first, lines.shape[1] - 1), np.ascontiguousarray(lines[:, 1:]).ravel()))
+    if stream is not None:
+        ctx.tie(ctx.tie_rows(stream, len(first)), first)
     out[wide[carrier]] = first
     return out
 
 
-def _carriers(table: Labels, wide: list[int], where: list[int], node: Node, ctx: Context) -> list[int]:
-    """Return the split dimensions in the order in which they are tried as carriers of the channels."""
+def _readings(
+    table: Labels, wide: list[int], where: list[int], node: Node, ctx: Context
+) -> list[tuple[int, Labels | None]]:
+    """Return the split dimensions in the order in which they are tried as carriers of the channels.
+
+    The second part is the stream that heads were computed from, for the reading in which a head goes with its slice of
+    the stream: a forward that takes both widths from ``x.shape`` leaves no other way.
+    """
     rank = table.ndim
     for n in range(rank):  # one that needs no new equalities: a flattening that is undone
         lines = np.moveaxis(table, n, 0).reshape(table.shape[n], -1)
         if not (lines != lines[:, :1]).any():
-            return [n]
+            return [(n, None)]
     size = node.args.get("size", node.args.get("shape", ()))
     inferred = [
         isinstance(size, tuple) and where[wide[n]] < len(size) and size[where[wide[n]]] == -1 for n in range(rank)
     ]
     apart = [_taken_apart(node, where[wide[n]], ctx) for n in range(rank)]
     whole = [n for n in range(rank) if not apart[n]]
-    if _reaches_contraction(node, ctx):  # heads before positions: the size of a head sets the scale
-        first = whole[-2] if len(whole) > 1 else rank - 1
-        return sorted(range(rank), key=lambda n: (apart[n], n != first, -n))
-    return sorted(range(rank), key=lambda n: (apart[n], not inferred[n], -table.shape[n], -n))
+    if not _reaches_contraction(node, ctx):
+        order = sorted(range(rank), key=lambda n: (apart[n], not inferred[n], -table.shape[n], -n))
+        return [(n, None) for n in order]
+    # heads before positions: the size of a head sets the scale
+    heads = whole[-2] if len(whole) > 1 else rank - 1
+    order = sorted(range(rank), key=lambda n: (apart[n], n != heads, -n))
+    stream = _stream(node.args["self"], ctx)
+    width = int(np.prod([table.shape[n] for n in whole], dtype=np.int64))
+    tied = [(heads, stream)] if stream is not None and len(stream) == width else []
+    return [(heads, None), *tied, *((n, None) for n in order[1:])]
+
+
+def _stream(ref: Ref, ctx: Context) -> Labels | None:
+    """Return the labels of what a tensor was computed from by a linear layer."""
+    index = ref.index
+    for _ in range(6):
+        maker = ctx.maker(index)
+        if maker is None:
+            return None
+        if maker.op == "aten.linear.default":
+            return ctx.dims(maker.args["input"])[-1]
+        source = maker.args.get("self", maker.args.get("input"))
+        if not isinstance(source, Ref) or maker.op.split(".")[1] not in _PASSING:
+            return None
+        index = source.index
+    return None
 
 
 def _taken_apart(node: Node, dim: int, ctx: Context) -> bool:

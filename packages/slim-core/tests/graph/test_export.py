@@ -230,7 +230,7 @@ def test_a_forward_that_fails_is_reported_as_such(net: Net) -> None:
     assert "test_export.py" in str(caught.value.where)
 
 
-def test_data_dependent_control_flow_is_named_with_its_line() -> None:
+def test_data_dependent_control_flow_is_named_with_its_line(capfd: pytest.CaptureFixture[str]) -> None:
     def forward(layer: nn.Module, x: Tensor) -> Tensor:
         if x.sum() > 0:  # the culprit
             return layer(x)
@@ -240,6 +240,7 @@ def test_data_dependent_control_flow_is_named_with_its_line() -> None:
         export_graph(Only(nn.Linear(4, 4), forward), (torch.randn(2, 4),))
     assert "the culprit" in str(caught.value.where)
     assert "torch.where" in str(caught.value.hint)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_batch_size_in_the_forward_is_named() -> None:

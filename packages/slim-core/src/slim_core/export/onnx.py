@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +15,7 @@ from slim_core.export import folding, parity
 from slim_core.export.quantizers import has_fake_quantizers, with_onnx_quantizers
 from slim_core.extras import require
 from slim_core.files import atomic_path
-from slim_core.graph.export import export_program, user_line
+from slim_core.graph.export import export_program, quiet, user_line
 from slim_core.workload import Inputs
 
 #: A protobuf message holds 2 GiB; above this many bytes of tensors the weights go to a second file.
@@ -114,7 +109,7 @@ def to_onnx(
 
 def _translate(program: torch.export.ExportedProgram, name: str, opset: int | None) -> Any:
     try:
-        with _quiet():
+        with quiet("torch.onnx"):
             translated = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset, optimize=True)
     except Exception as error:
         cause: BaseException = error
@@ -162,17 +157,3 @@ def _write_external(onnx: Any, proto: Any, target: Path) -> int:
         staging.write_bytes(proto.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(target))
     return target.stat().st_size + data.stat().st_size
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress lines and warnings off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -7,10 +7,12 @@ here decomposes operators: a convolution stays ``aten.conv2d``, a batch norm ``a
 from __future__ import annotations
 
 import copy as copying
+import io
+import logging
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,12 +117,26 @@ def export_program(model: nn.Module, example_inputs: Inputs, *, dynamic_batch: b
     shapes: ShapesCollection | None = None
     if dynamic_batch:
         (args, kwargs), shapes = _dynamic(args, kwargs)
-    with eval_mode(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with eval_mode(model), quiet("torch.fx.experimental.symbolic_shapes"):
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=cast(Any, shapes), strict=False)
         except Exception as error:
             raise _explain(model, example_inputs, error, dynamic_batch) from error
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Keep torch's progress lines, warnings and dumps of graphs off the terminal while the block runs."""
+    levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in loggers]
+    for logger, _ in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
 
 
 def make_functional(graph_module: fx.GraphModule) -> tuple[str, ...]:

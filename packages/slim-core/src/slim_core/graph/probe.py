@@ -39,6 +39,9 @@ _HAZARDS = (
     "aten.expand", "aten.constant_pad", "aten.select", "aten.zeros", "aten.new_", "aten.full", "aten.ones",
     "aten.repeat", "aten.group_norm",
 )  # fmt: skip
+_PLACES = ("dim", "start", "end", "step", "index")
+_LAYOUT = ("aten.contiguous.default",)
+_ANOTHER_WAY = "the forward takes another way with fewer channels"
 _MOST_RUNS = 200
 
 
@@ -190,66 +193,109 @@ def _run(
         return comparison.failure
     nodes = coupling.graph.nodes
     if graph is None:
-        done = len(attempt.recorder.nodes) if attempt.recorder is not None else 0
+        done = comparison.place
         assert attempt.error is not None  # noqa: S101
         _, source = attempt.locator.locate_error(attempt.error)
         reason = f"the forward fails with fewer channels: {first_line(attempt.error)}"
         return Failure(reason, source or (nodes[done].source if done < len(nodes) else None), done)
-    if len(graph.nodes) != len(nodes) or graph.outputs != coupling.graph.outputs:
+    if not comparison.finish(graph.outputs):
         return Failure("the forward does something else with fewer channels", None, len(nodes) - 1)
     return None
 
 
 class _Comparison:
-    """Compares each operator of a smaller forward with what the labels predict."""
+    """Compares each operator of a smaller forward with what the labels predict.
+
+    ``contiguous`` leaves no trace where a tensor is contiguous already, which may depend on its sizes: such operators
+    are passed over on either side.
+    """
 
     def __init__(self, coupling: Coupling, kept: Kept) -> None:
         self.original, self.coupling = coupling.graph, coupling
         self.predicted: Graph = resize_graph(coupling, kept)
         self.gone = removed_classes(coupling, kept)
         self.failure: Failure | None = None
+        self.place = 0  # the operator of the original that comes next
+        self._same: dict[int, int] = {}  # value of the original -> what it is a copy of
+        self._meaning: dict[int, int] = {}  # value of the smaller forward -> value of the original
 
     def __call__(self, node: Node, recorder: Recorder) -> None:
         reason = self._difference(node, recorder)
         if reason is not None:
-            source = self.original.nodes[node.index].source if node.index < len(self.original.nodes) else None
-            self.failure = Failure(reason, source, min(node.index, len(self.original.nodes) - 1))
+            place = min(self.place, len(self.original.nodes) - 1)
+            source = self.original.nodes[place].source if place >= 0 else None
+            self.failure = Failure(reason, source, place)
             raise StopRecordingError
 
+    def finish(self, outputs: Sequence[int]) -> bool:
+        """Return whether the smaller forward did everything, and returned the same."""
+        self._pass_over("")
+        expected = [self._same.get(index, index) for index in self.original.outputs]
+        return self.place == len(self.original.nodes) and [self._original(index) for index in outputs] == expected
+
     def _difference(self, node: Node, recorder: Recorder) -> str | None:
-        if node.index >= len(self.original.nodes) or node.op != self.original.nodes[node.index].op:
-            return "the forward takes another way with fewer channels"
-        expected = self.predicted.nodes[node.index]
-        if node.outputs != expected.outputs or refs_of(node.args.values()) != refs_of(expected.args.values()):
-            return "the forward takes another way with fewer channels"
+        self._pass_over(node.op)
+        nodes = self.original.nodes
+        if node.op in _LAYOUT and (self.place == len(nodes) or nodes[self.place].op != node.op):
+            self._meaning[node.outputs[0]] = self._original(node.args["self"].index)
+            return None
+        if self.place == len(nodes) or node.op != nodes[self.place].op:
+            return _ANOTHER_WAY
+        expected = self.predicted.nodes[self.place]
+        reason = self._compared(node, expected, recorder)
+        if reason is None:
+            self._meaning |= dict(zip(node.outputs, expected.outputs, strict=True))
+            self.place += 1
+        return reason
+
+    def _compared(self, node: Node, expected: Node, recorder: Recorder) -> str | None:
+        given, wanted = refs_of(node.args.values()), refs_of(expected.args.values())
+        if len(given) != len(wanted) or len(node.outputs) != len(expected.outputs):
+            return _ANOTHER_WAY
+        for ref, want in zip(given, wanted, strict=True):
+            if recorder.values[ref.index].kind == "constant" and self.original.values[want.index].kind == "constant":
+                self._meaning[ref.index] = want.index
+                if recorder.contents.get(ref.index) != self.original.contents.get(want.index):
+                    return "the forward makes a constant that depends on the size"
+            elif self._original(ref.index) != self._same.get(want.index, want.index):
+                return _ANOTHER_WAY
         for name, value in node.args.items():
-            if name not in _SIZES and value != expected.args[name] and value == value:
-                was = expected.args[name]
+            was = expected.args[name]
+            if name not in _SIZES and not refs_of([value]) and value != was and value == value:
                 return f"the forward computes with a number that depends on the size: {was} becomes {value}"
-        for ref in refs_of(node.args.values()):
-            if recorder.contents.get(ref.index) != self.original.contents.get(ref.index):
-                return "the forward makes a constant that depends on the size"
-        for index in node.outputs:
-            if recorder.values[index].shape != self.predicted.values[index].shape:
-                was, now = recorder.values[index].shape, self.predicted.values[index].shape
-                return f"the forward fixes a size: {node.op.split('.')[1]} gives {list(was)}, expected {list(now)}"
+        for index, want_index in zip(node.outputs, expected.outputs, strict=True):
+            now, should = recorder.values[index].shape, self.predicted.values[want_index].shape
+            if now != should:
+                return f"the forward fixes a size: {node.op.split('.')[1]} gives {list(now)}, expected {list(should)}"
         return self._misplaced(node)
+
+    def _pass_over(self, op: str) -> None:
+        nodes = self.original.nodes
+        while self.place < len(nodes) and nodes[self.place].op in _LAYOUT and nodes[self.place].op != op:
+            node = nodes[self.place]
+            source = node.args["self"].index
+            self._same[node.outputs[0]] = self._same.get(source, source)
+            self.place += 1
+
+    def _original(self, index: int) -> int:
+        meaning = self._meaning.get(index, index)
+        return self._same.get(meaning, meaning)
 
     def _misplaced(self, node: Node) -> str | None:
         """Compare the places that a slice, a selection or a padding counts from the start."""
         kind = node.op.split(".")[1]
         if kind not in ("slice", "select", "constant_pad_nd", "group_norm", "native_group_norm"):
             return None
-        before = self.original.nodes[node.index]
+        before = self.original.nodes[self.place]
         if kind.endswith("group_norm"):
             return self._regrouped(node, before)
-        x: Ref = node.args["self"]
+        x: Ref = before.args["self"]
         shape = self.original.values[x.index].shape
         if kind == "constant_pad_nd":
             return self._padded(node, before, len(shape))
         dim = node.args["dim"] % len(shape)
         places = self._left(x.index, dim)
-        if len(places) == shape[dim] and node.args == before.args:
+        if len(places) == shape[dim] and all(node.args.get(n) == before.args.get(n) for n in _PLACES):
             return None
         if kind == "select":
             old, new = before.args["index"] % shape[dim], node.args["index"] % max(len(places), 1)
@@ -264,7 +310,7 @@ class _Comparison:
         )
 
     def _padded(self, node: Node, before: Node, rank: int) -> str | None:
-        out = node.outputs[0]
+        out = before.outputs[0]
         size = self.original.values[out].shape
         for n in range(len(before.args["pad"]) // 2):
             dim = rank - 1 - n
@@ -279,7 +325,7 @@ class _Comparison:
     def _regrouped(self, node: Node, before: Node) -> str | None:
         name = "num_groups" if "num_groups" in node.args else "group"
         old, new = before.args[name], node.args[name]
-        x: Ref = node.args["input"]
+        x: Ref = before.args["input"]
         if old == self.original.values[x.index].shape[1]:
             fits = new == self.predicted.values[x.index].shape[1]
         else:

@@ -54,9 +54,63 @@ def training_speed(data: dict[str, Any]) -> str:
     return table(("training", "images per second", "quartiles"), rows) + note
 
 
+def machine(data: dict[str, Any]) -> str:
+    device, load = data["device"], data["device"]["load"]
+    busy = "" if load is None else f", {load:.1f} processes running when it began"
+    return f"{device['cpu']}, {device['usable']} cores{busy}; onnxruntime {data['versions']['onnxruntime']}"
+
+
+def noise_protocol(data: dict[str, Any]) -> str:
+    ways = (("one pass", data["one_pass"]), ("interleaved", data["interleaved"]))
+    rows: list[tuple[object, ...]] = []
+    for what, key in (("latency", "latency_disagreement"), ("ratio to the first model", "ratio_disagreement")):
+        for part in ("median", "p90", "max"):
+            rows.append((f"{what}: {part}", *(f"{way[key][part]:.1%}" for _, way in ways)))
+    rows.append(("neighbours in the wrong order", *(f"{way['neighbours_in_wrong_order']:.0%}" for _, way in ways)))
+    note = (
+        f"\n\nRelative difference of every two of {data['repeats']} repetitions, {data['samples']} samples per model "
+        f"in each: {machine(data)}."
+    )
+    return table(("how much repetitions differ", *(name for name, _ in ways)), rows) + note
+
+
+def runtime_settings(data: dict[str, Any]) -> str:
+    levels = data["graph_level"]["median_ms"]
+    names = ("basic", "extended", "all")
+    first = table(
+        ("median latency, ms", *(f"graph level `{name}`" for name in names)),
+        [(model, *(f"{row[name]:.2f}" for name in names)) for model, row in levels.items()],
+    )
+    spin = data["spinning"]
+    second = table(
+        ("worker threads", "median", "most"),
+        [
+            (f"{name} after a run", f"{row['median_cpu_ms']:.2f} ms", f"{row['max_cpu_ms']:.2f} ms")
+            for name, row in spin["after_a_run"].items()
+        ],
+    )
+    note = (
+        f"\n\nProcessor time that a session with {spin['threads']} threads took in the {spin['idle_ms']:.0f} ms after "
+        f"a run, with nothing to do. {machine(data)}."
+    )
+    return f"{first}\n\n{second}{note}"
+
+
+def zoo_costs(data: dict[str, Any]) -> str:
+    rows = [
+        (f"`{row['model']}`", f"{row['macs'] / 1e9:.4g} G", f"{row['published_gmacs']:.4g} G", row["source"],
+         f"{row['params'] / 1e6:.2f} M", f"{row['peak_activation_bytes'] / 1e6:.1f} MB")
+        for row in data["rows"]
+    ]  # fmt: skip
+    return table(("model", "MACs", "published", "where", "parameters", "activations at most"), rows)
+
+
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "dependency_weight": dependency_weight,
+    "noise_protocol": noise_protocol,
+    "runtime_settings": runtime_settings,
     "training_speed": training_speed,
+    "zoo_costs": zoo_costs,
 }
 
 

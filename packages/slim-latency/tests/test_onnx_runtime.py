@@ -39,11 +39,12 @@ class Exports:
         return Artifact(onnx=path)
 
 
-class TestContract(BackendContract):
-    @pytest.fixture(scope="class")
-    def exports(self) -> Exports:
-        return Exports()
+@pytest.fixture(scope="module")
+def exports() -> Exports:
+    return Exports()
 
+
+class TestContract(BackendContract):
     @pytest.fixture
     def case(self, exports: Exports) -> BackendCase:
         return BackendCase(OnnxRuntimeBackend, exports.artifact, module="onnxruntime")

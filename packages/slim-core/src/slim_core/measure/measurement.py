@@ -288,10 +288,9 @@ def _check(
 
 
 def quantizes(model: nn.Module) -> bool:
-    """Return whether a model simulates or does integer arithmetic: it has a quantizing operator or module."""
+    """Return whether a model simulates integer arithmetic: its graph or one of its modules fake-quantizes."""
     for module in model.modules():
-        kind = type(module).__name__.lower()
-        if "quant" in kind and "stub" not in kind:
+        if "fakequant" in type(module).__name__.lower():
             return True
         nodes = module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ()
         if any(node.op == "call_function" and "quantize" in str(node.target) for node in nodes):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,10 +72,24 @@ def table_rows(value: Any) -> tuple[Mapping[str, Any], ...]:
     return tuple({str(key): json_value(item) for key, item in row.items()} for row in _mappings(value))
 
 
+def without_folders(text: str) -> str:
+    """Return ``text`` with the files that it names relative to where one works or to the installed packages.
+
+    A report is passed on; where its maker's folders lie is nobody's business.
+    """
+    text = re.sub(r"[^\s('\"]*/site-packages/", "", text)
+    for folder, sign in ((f"{Path.cwd()}{os.sep}", ""), (f"{Path.home()}{os.sep}", f"~{os.sep}")):
+        if len(folder) > 2:  # not the root folder
+            text = text.replace(folder, sign)
+    return text
+
+
 def json_value(value: Any) -> Any:
     """Return ``value`` as JSON values; figures that are not finite become ``None``, other objects their text."""
-    if isinstance(value, bool) or value is None or isinstance(value, str | int):
+    if isinstance(value, bool) or value is None or isinstance(value, int):
         return value
+    if isinstance(value, str):
+        return without_folders(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -22,7 +22,7 @@ from slim_core.recipe.build import Prepared, evaluate_workload, prepare, seeded,
 from slim_core.recipe.finish import finish, preflight, rerender
 from slim_core.recipe.folder import OutFolder
 from slim_core.recipe.load import load_recipe
-from slim_core.recipe.rows import channel_rows, json_value, model_row, table_rows
+from slim_core.recipe.rows import channel_rows, json_value, model_row, table_rows, without_folders
 from slim_core.recipe.schema import Recipe, Step
 from slim_core.registry import Registry
 from slim_core.report.data import Report, StepRow
@@ -188,7 +188,7 @@ def _do_step(
         history=table_rows(result.details.get("history")),
         layers=table_rows(result.details.get("layers")),
         details=details,
-        notes=(*result.notes, *notes),
+        notes=tuple(without_folders(note) for note in (*result.notes, *notes)),
     )
     folder.finish_step(row)
     return row, current

@@ -1,33 +1,22 @@
-"""``load``: a file into a workload; ``load_into``: a file's tensors into a model that stands already.
-
-Tensors are read into memory of their own, not mapped: what was hashed is what is used, whoever writes to the file
-later.
-"""
+"""``load``: a file into a workload; ``load_into``: a file's tensors into a model that stands already."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from slim_core.checkpoint.checking import batches, damaged
 from slim_core.checkpoint.container import PathLike, located, opened, read_container
 from slim_core.checkpoint.examples import put_together
 from slim_core.checkpoint.header import Header, header_of
 from slim_core.checkpoint.parity import largest_error, outputs_of
-from slim_core.checkpoint.quantized import from_integers
-from slim_core.checkpoint.rebuild import Factory, assign, builder_of, compare, fill_plain_tensors, rebuild, state_names
+from slim_core.checkpoint.rebuild import Factory, assign, builder_of, compare, fill_plain_tensors, rebuild
+from slim_core.checkpoint.source import Source
 from slim_core.checkpoint.state import plain_model
 from slim_core.errors import CheckpointError
 from slim_core.registry import Registry
 from slim_core.workload import BuilderRef, Transform, Workload
-
-_CHUNK = 2**20
-_LAYOUTS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
 
 
 def load(
@@ -47,7 +36,8 @@ def load(
         path: the file.
         registry: where builder and replayers are looked up; the installed plugins' by default.
         factory: builds the uncompressed model, in place of the registered builder.
-        verify: compare each tensor's SHA-256 with the header's.
+        verify: compare each tensor's SHA-256 with the header's. Without it the file is mapped, and must not be
+            written to while the model lives (to replace it, as ``save`` does, is fine).
         check_parity: run the model on the stored example, and compare its output with the stored one.
 
     Returns:
@@ -58,7 +48,7 @@ def load(
     """
     with located(path), opened(path) as handle:
         header = header_of(read_container(handle))
-        source = _Source(handle, header, verify)
+        source = Source(handle, header, verify)
         lookup = _Lookup(registry)
         base = builder_of(header, lookup, factory)
         extra = source.read(
@@ -107,7 +97,7 @@ def load_into(path: PathLike, model: nn.Module, *, verify: bool = True) -> Heade
     with located(path), opened(path) as handle:
         header = header_of(read_container(handle))
         found = compare(header, plain_model(model))
-        source = _Source(handle, header, verify)
+        source = Source(handle, header, verify)
         scales = source.read(name for name, record in header.tensors.items() if record.role == "transform")
         tensors = source.state(scales)
         with torch.no_grad():
@@ -129,81 +119,7 @@ def parity_error(path: PathLike, model: nn.Module) -> float:
     with located(path), opened(path) as handle:
         header = header_of(read_container(handle))
         names = [name for name, record in header.tensors.items() if record.role in ("input", "output")]
-        return _parity_error(header, model, _Source(handle, header, True).read(names))
-
-
-class _Source:
-    """Reads tensors of one open file."""
-
-    def __init__(self, handle: int, header: Header, verify: bool) -> None:
-        self._handle, self._header, self._verify = handle, header, verify
-
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return stored tensors as they are stored, by stored name.
-
-        Raises:
-            CheckpointError: a hash differs, or a bool is neither 0 nor 1.
-        """
-        wanted = list(names)
-        tensors = {name: _empty(self._header, name) for name in wanted}
-        parts = batches(self._header, wanted)
-        wrong: list[str] = []
-
-        def work(part: list[str]) -> list[str]:
-            return [name for name in part if not self._fill(name, tensors[name])]
-
-        if len(parts) < 2:
-            wrong = [name for part in parts for name in work(part)]
-        else:
-            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-                wrong = [name for found in pool.map(work, parts) for name in found]
-        if wrong:
-            raise damaged(sorted(wrong))
-        for name, tensor in tensors.items():
-            if tensor.dtype == torch.bool and tensor.numel() and int(tensor.view(torch.uint8).max()) > 1:
-                raise CheckpointError("a bool is neither 0 nor 1", field=f"tensors.{name}")
-        return tensors
-
-    def state(self, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the model's tensors as the model has them, by stored name; packed ones as floats again."""
-        tensors = self.read(state_names(self._header))
-        for name in list(tensors):
-            record = self._header.tensors[name]
-            packing = record.packing
-            if packing is not None:
-                zero = None if packing.zero_point is None else scales[packing.zero_point]
-                dtype = getattr(torch, record.dtype)
-                tensors[name] = from_integers(
-                    tensors[name], packing, record.shape, dtype, scales[packing.scale], zero, name
-                )
-            if record.layout is not None:
-                tensors[name] = tensors[name].contiguous(memory_format=_LAYOUTS[record.layout])
-        return tensors
-
-    def _fill(self, name: str, tensor: Tensor) -> bool:
-        stored = self._header.stored[name]
-        if not stored.nbytes:
-            return not self._verify or hashlib.sha256().hexdigest() == self._header.tensors[name].sha256
-        buffer = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-        digest = hashlib.sha256()
-        position, base = 0, self._header.data_start + stored.start
-        while position < stored.nbytes:
-            stop = min(position + _CHUNK, stored.nbytes) if self._verify else stored.nbytes
-            count = os.preadv(self._handle, [buffer[position:stop]], base + position)
-            if not count:
-                raise CheckpointError("the file ended while it was read", field=f"tensors.{name}")
-            if self._verify:
-                digest.update(buffer[position : position + count])
-            position += count
-        return not self._verify or digest.hexdigest() == self._header.tensors[name].sha256
-
-
-def _empty(header: Header, name: str) -> Tensor:
-    stored = header.stored[name]
-    try:
-        return torch.empty(stored.shape, dtype=getattr(torch, stored.dtype))
-    except (RuntimeError, MemoryError) as error:
-        raise CheckpointError(f"there is no memory for its {stored.nbytes} bytes", field=f"tensors.{name}") from error
+        return _parity_error(header, model, Source(handle, header, True).read(names))
 
 
 def _parity_error(header: Header, model: nn.Module, tensors: Mapping[str, Tensor]) -> float:

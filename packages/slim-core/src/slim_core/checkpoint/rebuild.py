@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slim_core.checkpoint.examples import on_meta
-from slim_core.checkpoint.header import STATE_ROLES, Header
+from slim_core.checkpoint.header import Header
 from slim_core.checkpoint.state import Entry, named_entries, plain_model
 from slim_core.checkpoint.strict_json import shown
 from slim_core.errors import CheckpointError, SlimError
@@ -258,8 +258,3 @@ def _list(names: list[str]) -> str:
     return ", ".join(shown(name) for name in sorted(names)[:3]) + (
         f" and {len(names) - 3} more" if len(names) > 3 else ""
     )
-
-
-def state_names(header: Header) -> list[str]:
-    """Return the stored names of the model's tensors."""
-    return [name for name, record in header.tensors.items() if record.role in STATE_ROLES]

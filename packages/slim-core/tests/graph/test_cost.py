@@ -334,3 +334,24 @@ class TestMemoryContract(CostModelContract):
     @pytest.fixture
     def cost_model(self) -> Any:
         return MemoryCost()
+
+
+class Asks(nn.Module):
+    """Reads a value, so that it can only be recorded with real tensors, whose memory is used again."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.asks = asks
+        self.layers = nn.Sequential(nn.Linear(8, 100), nn.Linear(100, 30), nn.Linear(30, 300), nn.Linear(300, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.asks and bool(x.sum() < 0):
+            return x
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+def test_a_recording_with_real_tensors_has_the_memory_of_one_without() -> None:
+    inputs = (torch.ones(4, 8),)
+    without, real = record(Asks(False), inputs), record(Asks(True), inputs)
+    assert (without.device_kind, real.device_kind) == ("meta", "real")
+    assert peak_activation_bytes(real) == peak_activation_bytes(without) == 4 * 4 * (8 + 30 + 300)

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -243,6 +244,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[id(tensor)] = (weakref.ref(tensor), index)
         if self._attempt.kind != "real":
             self._alive.append(tensor)  # no data behind it; keeps ids and storages from being used again
+        elif storage >= 0:
+            # lets the data go, but not its address: another tensor there would be taken for a view of this one
+            self._alive.append(StorageWeakRef(tensor.untyped_storage()))  # type: ignore[no-untyped-call]
         return index
 
     def index_of(self, tensor: Tensor) -> int:

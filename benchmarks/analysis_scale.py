@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -105,15 +106,16 @@ def run(case: str) -> dict[str, Any]:
     analyse(warm, (torch.randn(1, 3, 4, 4),))
     model, inputs = make()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    record_couple, whole = [], []
+    record_couple, whole, cpu = [], [], []
     for _ in range(rounds):
         start = time.perf_counter()
         graph = record(model, inputs)
         couple(graph)
         record_couple.append(time.perf_counter() - start)
-        start = time.perf_counter()
+        start, work = time.perf_counter(), time.process_time()
         coupling = analyse(model, inputs)
         whole.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - work)
     return {
         "case": case,
         "nodes": len(coupling.graph.nodes),
@@ -121,6 +123,7 @@ def run(case: str) -> dict[str, Any]:
         "groups": len(coupling.groups),
         "record_and_couple_seconds": statistics.median(record_couple),
         "analyse_seconds": statistics.median(whole),
+        "analyse_cpu_seconds": statistics.median(cpu),
         "first_analyse_seconds": whole[0],
         "resident_growth_bytes": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before),
         "rounds": rounds,
@@ -144,6 +147,7 @@ def main() -> int:
         arguments.output,
         {
             "rows": rows,
+            "load_average": os.getloadavg()[0],
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "versions": {name: version(name) for name in ("torch", "slim-core")},

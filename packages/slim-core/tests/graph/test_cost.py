@@ -355,3 +355,10 @@ def test_a_recording_with_real_tensors_has_the_memory_of_one_without() -> None:
     without, real = record(Asks(False), inputs), record(Asks(True), inputs)
     assert (without.device_kind, real.device_kind) == ("meta", "real")
     assert peak_activation_bytes(real) == peak_activation_bytes(without) == 4 * 4 * (8 + 30 + 300)
+
+
+def test_lines_of_whoever_asks_for_the_recording_are_not_the_models() -> None:
+    own = cost(record(Net(), (torch.zeros(1, 3, 8, 8),)))
+    assert all(row.source is not None and row.source.file == __file__ for row in own.nodes)
+    foreign = cost(record(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), (torch.zeros(1, 4),)))
+    assert [row.source for row in foreign.nodes] == [None, None]

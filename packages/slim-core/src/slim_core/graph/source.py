@@ -18,6 +18,7 @@ from slim_core import workload
 from slim_core.graph.types import SourceLine
 
 _CALL_CODE = nn.Module._call_impl.__code__
+_ENTRY_CODE = workload.call.__code__  # calls the model that is recorded: the lines above it are not the model's
 _INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent), str(Path(workload.__file__)), "<")
 
 
@@ -34,12 +35,17 @@ class Locator:
         self._lines: dict[tuple[str, int], SourceLine] = {}
 
     def locate(self) -> tuple[str, SourceLine | None]:
-        """Return the innermost module's path and the innermost line outside torch and this package."""
+        """Return the innermost module's path and the innermost line outside torch and this package.
+
+        No line for what torch runs without any of the user's: a ``Sequential``, an exported graph.
+        """
         frame: FrameType | None = sys._getframe(1)
         module: str | None = None
         source: SourceLine | None = None
         while frame is not None:
             code = frame.f_code
+            if code is _ENTRY_CODE:
+                break
             if code is _CALL_CODE:
                 if module is None:
                     module = self._paths.get(id(frame.f_locals.get("self")))

@@ -16,6 +16,7 @@ from slim_core.graph import analyse, record
 from slim_core.graph.cost import cost
 from slim_core.testing.oracle import assert_equals_masked_original
 from slim_prune.errors import PlanError
+from slim_prune.prune_plan import PrunePlan
 
 
 class Small(nn.Module):
@@ -312,3 +313,25 @@ def test_models_with_data_dependent_control_flow() -> None:
     assert pruned.b.out_features < 16
     assert_equals_masked_original(model, pruned, analyse(model, inputs), plan.kept, inputs)
     assert any("recorded" in note for note in plan.notes)
+
+
+class NoMeta(nn.Module):
+    """Refuses the meta device, as a model does that reads values; it runs with fake tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        if x.is_meta:
+            raise RuntimeError("no data here")
+        return self.head(torch.relu(self.a(x)))
+
+
+def test_models_that_cannot_run_on_meta_tensors() -> None:
+    torch.manual_seed(0)
+    model, inputs = NoMeta().eval(), (torch.randn(4, 6),)
+    plan = slim_prune.plan(model, inputs, {"params": 0.6}, round_to=1)
+    pruned = PrunePlan.from_json(plan.to_json()).apply(model)
+    assert pruned.a.out_features < 16
+    assert_equals_masked_original(model, pruned, analyse(model, inputs), plan.kept, inputs)

@@ -13,6 +13,7 @@ from slim_core.budget import parse_budget
 from slim_core.errors import BudgetError, PatternError
 from slim_core.graph import analyse
 from slim_core.graph.isolate import unwrap
+from slim_core.graph.probe import check
 from slim_core.graph.types import ChannelGroup, Coupling
 from slim_core.workload import Inputs
 from slim_prune import importance as importances
@@ -21,6 +22,7 @@ from slim_prune.allocation.problem import Choice, Problem, figure
 from slim_prune.allocation.uniform import uniform
 from slim_prune.costs import cost_models
 from slim_prune.edits import Indices, edits_of, state_of
+from slim_prune.errors import PlanError
 from slim_prune.importance.aggregate import Tensors
 from slim_prune.prune_plan import GroupPlan, PrunePlan, ties_of
 from slim_prune.selection import by_pattern, check_patterns, select
@@ -98,10 +100,12 @@ def plan(
     tensors = Tensors({name: tensor.detach() for name, tensor in state.items()})
     kept = {group.name: _best(label, criterion, group, counts[group.name], tensors) for group in groups}
     edits = edits_of(model, coupling, kept)
-    inputs = describe(example_inputs, model) if coupling.graph.device_kind != "real" else None
     outputs = tuple(coupling.graph.values[index].shape for index in coupling.graph.outputs)
+    inputs = describe(example_inputs, model) if coupling.graph.device_kind == "meta" else None
     if inputs is not None:
         check_forward(model, edits, inputs, outputs)
+    else:
+        _prove(model, example_inputs, coupling, kept)
     return PrunePlan(
         model_class=type(model).__name__,
         groups=tuple(GroupPlan(g.name, g.units, channels_per_unit(g), kept[g.name]) for g in groups),
@@ -118,6 +122,17 @@ def plan(
         notes=tuple(_notes(coupling, problem, groups, counts, round_to)),
         _checked_on=weakref.ref(model),
     )
+
+
+def _prove(model: nn.Module, example_inputs: Inputs, coupling: Coupling, kept: Mapping[str, Indices]) -> None:
+    """Check the plan with the core's probe, which also serves models that cannot run on meta tensors."""
+    failure = check(model, example_inputs, coupling, kept)
+    if failure is not None:
+        raise PlanError(
+            f"the pruned model does not run: {failure.reason}",
+            where=str(failure.source) if failure.source else None,
+            hint="exclude the modules that this line of the model uses, and plan again",
+        )
 
 
 def _best(label: str, criterion: Importance, group: ChannelGroup, count: int, tensors: Mapping[str, Any]) -> Indices:

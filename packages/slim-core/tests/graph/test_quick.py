@@ -58,6 +58,64 @@ def test_batch_norm(x, channels, affine, training) -> None:
     agrees(aten.batch_norm.default, (x, weight, weight, own, own, training, 0.1, 1e-5, False))
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    x=tensors, inside=st.sampled_from([3, 5]), bias=st.sampled_from([None, 4, 6]), double=st.booleans(),
+)  # fmt: skip
+def test_linear(x, inside, bias, double) -> None:
+    weight = torch.empty(4, inside, device="meta", dtype=torch.float64 if double else torch.float32)
+    own = None if bias is None else torch.empty(bias, device="meta")
+    agrees(aten.linear.default, (x, weight, own))
+
+
+@settings(max_examples=60, deadline=None)
+@given(x=tensors, size=st.sampled_from([[1, 1], [1], [2, 2]]))
+def test_adaptive_pooling(x, size) -> None:
+    agrees(aten.adaptive_avg_pool2d.default, (x, size))
+
+
+@settings(max_examples=100, deadline=None)
+@given(x=tensors, dims=st.sampled_from([[1], [0], [2, 3], [-1], [-1, -2], [0, 0], []]), keep=st.booleans())
+def test_mean(x, dims, keep) -> None:
+    agrees(aten.mean.dim, (x, dims, keep))
+
+
+@settings(max_examples=60, deadline=None)
+@given(x=tensors, over=st.sampled_from([(3,), (5,), (4, 5), (1, 1), ()]), affine=st.booleans())
+def test_layer_norm(x, over, affine) -> None:
+    own = torch.empty(over, device="meta") if affine else None
+    agrees(aten.layer_norm.default, (x, over, own, own, 1e-5))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    x=tensors, kernel=st.sampled_from([(1, 1), (3, 3), (1, 3), (7, 7)]), stride=st.sampled_from([(1, 1), (2, 2), (2,)]),
+    padding=st.sampled_from([(0, 0), (1, 1), (0, 1), (1,)]), dilation=st.sampled_from([(1, 1), (2, 2)]),
+    groups=st.sampled_from([1, 3]), last=st.booleans(), bias=st.sampled_from([None, 6, 5]),
+)  # fmt: skip
+def test_convolution(x, kernel, stride, padding, dilation, groups, last, bias) -> None:
+    weight = torch.empty(6, 3 // groups, *kernel, device="meta")
+    if last:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    own = None if bias is None else torch.empty(bias, device="meta")
+    agrees(aten.conv2d.default, (x, weight, own, stride, padding, dilation, groups))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes=st.tuples(*[st.sampled_from([(2, 3, 4, 5), (2, 3, 6, 5), (2, 3, 4, 7), (2, 1, 4, 5), (3, 4, 5)])] * 3),
+    transposed=st.booleans(),
+)
+def test_attention(shapes, transposed) -> None:
+    args = [torch.empty(shape, device="meta") for shape in shapes]
+    if transposed:
+        args = [torch.empty(t.transpose(-3, -2).shape, device="meta").transpose(-3, -2) for t in args]
+    given = quick(aten.scaled_dot_product_attention.default, tuple(args), {})
+    if given is not None:
+        expected = aten.scaled_dot_product_attention.default(*args)
+        assert (given.shape, given.stride()) == (expected.shape, expected.stride())
+
+
 def test_arguments_that_do_not_fit_are_left_to_the_operator() -> None:
     x, wrong = torch.empty(2, 3, 4, 4, device="meta"), torch.empty(4, device="meta")
     assert quick(aten.batch_norm.default, (x, wrong, wrong, wrong, wrong, False, 0.1, 1e-5, False), {}) is None

@@ -20,7 +20,7 @@ from slim_core.graph.attention import tie_attention
 from slim_core.graph.classes import components
 from slim_core.graph.isolate import collector_paused
 from slim_core.graph.rules import builtin_rules, find_rule
-from slim_core.graph.rules.base import Context, Rule, Site, UnsupportedError
+from slim_core.graph.rules.base import Context, Role, Rule, Site, UnsupportedError
 from slim_core.graph.types import ChannelGroup, Coupling, Frozen, Graph, Member, SourceLine, Value
 
 Ints = NDArray[np.int64]
@@ -162,51 +162,44 @@ class _Builder:
         return reason, reasons
 
     def _groups(self, free: NDArray[np.bool_]) -> tuple[tuple[ChannelGroup, ...], dict[str, Ints]]:
-        generator = np.random.Generator(np.random.PCG64(0))
-        keys = generator.integers(1, 2**62, size=len(self.ranges), dtype=np.uint64)
-        signature = np.zeros(self.count, dtype=np.uint64)
-        open_ranges = []
-        for number, (_, _, classes) in enumerate(self.ranges):
-            mask = free[classes]
-            if not mask.any():
-                continue
-            counts = np.bincount(classes, minlength=0).astype(np.uint64)
-            signature[: len(counts)] += counts * keys[number]
-            open_ranges.append(number)
+        """Put units of the same make together: those that span the same dimensions, equally often."""
+        if not self.ranges:
+            return (), {}
+        keys = np.random.Generator(np.random.PCG64(0)).integers(1, 2**62, size=len(self.ranges), dtype=np.uint64)
+        signature = np.zeros(self.count, dtype=np.uint64)  # a sum of keys stands for a multiset of dimensions
+        lengths = [len(classes) for _, _, classes in self.ranges]
+        np.add.at(signature, np.concatenate([classes for _, _, classes in self.ranges]), np.repeat(keys, lengths))
+        units = np.flatnonzero(free & (signature != 0))
+        _, group = np.unique(signature[units], return_inverse=True)
+        group_of = np.full(self.count, -1, dtype=np.int64)
+        group_of[units] = group
+        drafts: dict[int, _Draft] = {}
+        for value, dim, classes in self.ranges:
+            own = group_of[classes]
+            role = self.context.roles.get((value.index, dim), "per_channel")
+            for number in np.unique(own[own >= 0]).tolist():
+                places = np.flatnonzero(own == number)
+                drafts.setdefault(number, _Draft()).parts.append((value, dim, places, classes[places], role))
         inexact = np.zeros(self.count, dtype=np.bool_)
         for labels in self.context.statistics:
             inexact[self.classes[labels]] = True
-        units = np.flatnonzero(free & (signature != 0))
-        made: dict[int, _Draft] = {}
-        by_signature: dict[int, Ints] = {}
-        if len(units):
-            order = np.argsort(signature[units], kind="stable")
-            ordered = signature[units][order]
-            starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-            for part in np.split(units[order], starts[1:]):
-                by_signature[int(signature[part[0]])] = part
-        for number in open_ranges:
-            value, dim, classes = self.ranges[number]
-            for key in dict.fromkeys(int(s) for s in np.unique(signature[classes[free[classes]]])):
-                draft = made.setdefault(key, _Draft(by_signature[key]))
-                draft.add(value, dim, classes, self.context.roles.get((value.index, dim), "per_channel"))
-        return self._name(list(made.values()), inexact)
+        return self._name([draft.finish() for draft in drafts.values()], inexact)
 
+    @staticmethod
     def _name(
-        self, drafts: list[_Draft], inexact: NDArray[np.bool_]
+        drafts: list[tuple[Ints, tuple[Member, ...]]], inexact: NDArray[np.bool_]
     ) -> tuple[tuple[ChannelGroup, ...], dict[str, Ints]]:
         groups: list[ChannelGroup] = []
         unit_classes: dict[str, Ints] = {}
-        for draft in drafts:
-            members = draft.members()
+        for units, members in drafts:
             made_by = next((m for m in members if m.kind == "out"), members[0])
             base = made_by.module or made_by.name
             name, number = base, 1
             while name in unit_classes:
                 number += 1
                 name = f"{base}:{number}"
-            groups.append(ChannelGroup(name, len(draft.units), members, not bool(inexact[draft.units].any())))
-            unit_classes[name] = draft.units
+            groups.append(ChannelGroup(name, len(units), members, not bool(inexact[units].any())))
+            unit_classes[name] = units
         return tuple(groups), unit_classes
 
     def _value_classes(self) -> tuple[tuple[Ints | None, ...], ...]:
@@ -238,33 +231,28 @@ class _Builder:
 
 
 class _Draft:
-    """A group in the making."""
+    """A group in the making: where its classes stand in each dimension."""
 
-    def __init__(self, units: Ints) -> None:
-        self.units = units
-        self._parts: list[tuple[Value, int, Ints, str]] = []
+    def __init__(self) -> None:
+        self.parts: list[tuple[Value, int, Ints, Ints, Role]] = []  # value, dimension, indices, their classes, role
 
-    def add(self, value: Value, dim: int, classes: Ints, role: str) -> None:
-        self._parts.append((value, dim, classes, role))
-
-    def members(self) -> tuple[Member, ...]:
+    def finish(self) -> tuple[Ints, tuple[Member, ...]]:
         """Order the units by their first index in the dimension that makes the channels, and list all members."""
-        lead = next((part for part in self._parts if part[3] == "out"), self._parts[0])
-        first = self._table(lead[2])[:, 0]
-        self.units = self.units[np.argsort(first, kind="stable")]
-        return tuple(
-            Member(value.names[0], dim, self._table(classes), role, value.names[0].rpartition(".")[0])  # type: ignore[arg-type]
-            for value, dim, classes, role in self._parts
+        _, _, _, lead, _ = next((part for part in self.parts if part[4] == "out"), self.parts[0])
+        units, first = np.unique(lead, return_index=True)
+        units = units[np.argsort(first, kind="stable")]
+        rank = np.empty(int(units.max()) + 1, dtype=np.int64)
+        rank[units] = np.arange(len(units))
+        return units, tuple(
+            Member(
+                value.names[0],
+                dim,
+                places[np.argsort(rank[classes], kind="stable")].reshape(len(units), -1),
+                role,
+                value.names[0].rpartition(".")[0],
+            )
+            for value, dim, places, classes, role in self.parts
         )
-
-    def _table(self, classes: Ints) -> Ints:
-        """Return the indices of each unit: ``(units, multiplicity)``, ascending in each row."""
-        ranks = np.full(max(int(classes.max()), int(self.units.max())) + 1, -1, dtype=np.int64)
-        ranks[self.units] = np.arange(len(self.units))
-        rank = ranks[classes]
-        own = np.flatnonzero(rank >= 0)
-        order = np.argsort(rank[own], kind="stable")
-        return own[order].reshape(len(self.units), -1)
 
 
 def rules_of(registry: Any | None) -> Mapping[str, Rule]:

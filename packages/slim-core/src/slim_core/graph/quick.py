@@ -20,6 +20,7 @@ _UNARY = (
     "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "sigmoid", "gelu", "tanh", "leaky_relu", "elu",
     "mish", "softplus", "neg", "exp", "sqrt", "square", "clamp",
 )  # fmt: skip
+_CONV2D = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
 _BINARY = ("add", "sub", "mul", "div")
 
 
@@ -39,7 +40,7 @@ class QuickShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _unary(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     x = args[0]
-    return torch.empty_like(x) if _plain(x) and not any(isinstance(a, Tensor) for a in args[1:]) else None
+    return _empty(x.shape, x) if _plain(x) and not any(isinstance(a, Tensor) for a in args[1:]) else None
 
 
 def _unary_in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -48,7 +49,7 @@ def _unary_in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | N
 
 def _binary(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     whole = _larger(args[0], args[1])
-    return None if whole is None else torch.empty_like(whole)
+    return None if whole is None else _empty(whole.shape, whole)
 
 
 def _binary_in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -64,7 +65,87 @@ def _batch_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     for statistic in args[1:5]:
         if statistic is not None and (statistic.shape != x.shape[1:2] or statistic.dtype != x.dtype):
             return None
-    return torch.empty_like(x) if args[3] is not None and args[4] is not None else None
+    return _empty(x.shape, x) if args[3] is not None and args[4] is not None else None
+
+
+def _layer_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    x, shape = args[0], tuple(args[1]) if len(args) > 1 else ()
+    if not _plain(x) or not shape or tuple(x.shape[-len(shape) :]) != shape:
+        return None
+    affine = [tensor for tensor in args[2:4] if tensor is not None]
+    return _empty(x.shape, x) if all(t.shape == shape and t.dtype == x.dtype for t in affine) else None
+
+
+def _linear(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    if len(args) < 2:
+        return None
+    x, weight, bias = args[0], args[1], args[2] if len(args) > 2 else None
+    if not _plain(x) or x.dim() < 2 or weight.dim() != 2 or weight.dtype != x.dtype or weight.shape[1] != x.shape[-1]:
+        return None
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype):
+        return None
+    return _empty((*x.shape[:-1], weight.shape[0]), x)
+
+
+def _conv2d(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    if len(args) < 2 or kwargs:
+        return None
+    given: tuple[Any, ...] = (*args, *_CONV2D[len(args) :])
+    x, weight, bias, stride, padding, dilation, groups = given
+    if not _plain(x) or x.dim() != 4 or weight.dim() != 4 or not weight.is_contiguous() or weight.dtype != x.dtype:
+        return None
+    if _ambiguous(x) or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        return None
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype):
+        return None
+    sides = []
+    for dim in (0, 1):
+        step, pad, gap = (values[dim % len(values)] for values in (stride, padding, dilation))
+        room = x.shape[2 + dim] + 2 * pad - gap * (weight.shape[2 + dim] - 1) - 1
+        if room < 0 or step < 1 or pad < 0 or gap < 1:
+            return None
+        sides.append(room // step + 1)
+    return _empty((x.shape[0], weight.shape[0], *sides), x)
+
+
+def _pool_to_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    if len(args) != 2 or list(args[1]) != [1, 1] or not _plain(args[0]) or args[0].dim() not in (3, 4):
+        return None
+    x = args[0]
+    return None if x.dim() == 4 and _ambiguous(x) else _empty((*x.shape[:-2], 1, 1), x)
+
+
+def _mean(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    if len(args) < 2 or kwargs or not args[1] or not _plain(args[0]):
+        return None
+    x, keep = args[0], len(args) > 2 and args[2]
+    gone = {dim % x.dim() for dim in args[1] if -x.dim() <= dim < x.dim()}
+    if len(gone) != len(args[1]):
+        return None
+    return _empty(tuple(1 if d in gone else n for d, n in enumerate(x.shape) if keep or d not in gone), x)
+
+
+def _attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    if len(args) != 3 or set(kwargs) - {"is_causal", "scale"}:
+        return None
+    query, key, value = args
+    if any(not isinstance(t, Tensor) or t.dim() != 4 or not t.is_floating_point() for t in args):
+        return None
+    if len({t.dtype for t in args}) > 1 or len({t.shape[:2] for t in args}) > 1:
+        return None
+    if query.shape[3] != key.shape[3] or key.shape[2] != value.shape[2]:
+        return None
+    return _empty((*query.shape[:3], value.shape[3]), query)
+
+
+def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return a contiguous tensor; ``empty_like`` is slow on meta, and imports a compiler's worth of modules."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+def _ambiguous(x: Tensor) -> bool:
+    """Return whether a contiguous image is laid out channels-last as well: PyTorch then looks closer at its strides."""
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _larger(x: Any, y: Any) -> Tensor | None:
@@ -83,11 +164,28 @@ def _larger(x: Any, y: Any) -> Tensor | None:
 
 
 def _plain(x: Tensor) -> bool:
-    return x.is_contiguous() and x.is_floating_point()
+    """Return whether ``x`` is a floating tensor with the strides of a fresh one, also along dimensions of size one."""
+    if not x.is_floating_point():
+        return False
+    expected = 1
+    for size, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
+        if stride != expected:
+            return False
+        expected *= max(size, 1)
+    return True
 
 
 def _rules() -> dict[Any, Quick]:
-    rules: dict[Any, Quick] = {torch.ops.aten.batch_norm.default: _batch_norm}
+    aten = torch.ops.aten
+    rules: dict[Any, Quick] = {
+        aten.batch_norm.default: _batch_norm,
+        aten.layer_norm.default: _layer_norm,
+        aten.linear.default: _linear,
+        aten.conv2d.default: _conv2d,
+        aten.adaptive_avg_pool2d.default: _pool_to_one,
+        aten.mean.dim: _mean,
+        aten.scaled_dot_product_attention.default: _attention,
+    }
     for names, overload, out_of_place, in_place in (
         (_UNARY, "default", _unary, _unary_in_place),
         (_BINARY, "Tensor", _binary, _binary_in_place),

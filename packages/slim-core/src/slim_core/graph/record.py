@@ -217,6 +217,11 @@ class _OpInfo:
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operator that runs."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Spare PyTorch its guard against compiling this class: it would import the compiler, which takes seconds."""
+        return False
+
     def __init__(self, attempt: Attempt, keep_devices: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []

@@ -12,7 +12,7 @@ from torch import nn
 from slim_core.budget import parse_budget
 from slim_core.errors import BudgetError, PatternError
 from slim_core.graph import analyse
-from slim_core.graph.isolate import unwrap
+from slim_core.graph.isolate import collector_paused, unwrap
 from slim_core.graph.probe import check
 from slim_core.graph.types import ChannelGroup, Coupling
 from slim_core.workload import Inputs
@@ -36,6 +36,7 @@ Importance = importances.Importance
 _REPORTED = ("macs", "params")
 
 
+@collector_paused()
 def plan(
     model: nn.Module,
     example_inputs: Inputs,

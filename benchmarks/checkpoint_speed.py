@@ -63,6 +63,7 @@ def touch(model: nn.Module) -> float:
 def case(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...], rounds: int, folder: Path) -> dict:
     torch.manual_seed(0)
     model = build().eval()
+    count = len(model.state_dict())
     ours, plain = folder / "slim.safetensors", folder / "plain.safetensors"
     save(Workload(model, (torch.zeros(shape),)), ours, parity=False)
     safetensors.torch.save_file(model.state_dict(), plain)
@@ -90,7 +91,7 @@ def case(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...], roun
     expected = touch(model)
     times: dict[str, list[float]] = {side: [] for side in sides} | {"hash": [], "header": []}
     cpu: dict[str, list[float]] = {side: [] for side in sides} | {"hash": []}
-    data = ours.read_bytes()
+    del model
     for round_ in range(rounds + 1):
         for side, function in sides.items():
             gc.collect()
@@ -104,7 +105,8 @@ def case(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...], roun
                 times[side].append(elapsed)
                 cpu[side].append(used)
         begin, used = time.perf_counter(), time.process_time()
-        hashlib.sha256(data).hexdigest()
+        with open(ours, "rb") as handle:
+            hashlib.file_digest(handle, "sha256").hexdigest()
         times["hash"].append(time.perf_counter() - begin)
         cpu["hash"].append(time.process_time() - used)
         begin = time.perf_counter()
@@ -114,7 +116,7 @@ def case(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...], roun
     return {
         "name": name,
         "bytes": plain.stat().st_size,
-        "tensors": len(model.state_dict()),
+        "tensors": count,
         "median_s": medians,
         "spread_s": {side: [min(values), max(values)] for side, values in times.items()},
         "median_cpu_s": {side: statistics.median(values) for side, values in cpu.items()},

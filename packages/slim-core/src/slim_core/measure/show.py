@@ -19,28 +19,34 @@ def show(measurement: Measurement) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    runtimes = [_runtime(timing) for timing in measurement.timings]
+    alike = len(set(runtimes)) == 1
     table = Table(box=box.SIMPLE_HEAD, expand=False)
     table.add_column("candidate", overflow="fold")
-    for name in ("median", "IQR", "min", "noise", "speed-up", f"{measurement.confidence:.0%} interval"):
+    for name in ("median", "IQR", "noise", "speed-up", f"{measurement.confidence:.0%} interval"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("runtime", no_wrap=True)
-    table.add_column("threads", justify="right")
-    for position, timing in enumerate(measurement.timings):
-        threads = timing.info.get("threads")
+    if not alike:
+        table.add_column("runtime", overflow="fold")
+    for position, (timing, runtime) in enumerate(zip(measurement.timings, runtimes, strict=True)):
         table.add_row(
             Text(timing.name),
             milliseconds(timing.median_ms),
             milliseconds(timing.iqr_ms),
-            milliseconds(timing.min_ms),
             "-" if timing.noise is None else f"{timing.noise:.1%}",
             *(("1", "") if position == 0 else _against_first(timing)),
-            Text(str(timing.info.get("runtime", "-"))),
-            "default" if threads is None else str(threads),
+            *([] if alike else [Text(runtime)]),
         )
-    lines = [f"{measurement.device}; {measurement.protocol['rounds']} interleaved rounds, {measurement.created}"]
+    lines = [runtimes[0]] if alike else []
+    lines += [f"{measurement.device}", f"{measurement.protocol['rounds']} interleaved rounds, {measurement.created}"]
     lines += [f"{timing.name}: {timing.agreement}" for timing in measurement.timings if timing.agreement]
     lines += [f"note: {note}" for note in measurement.notes]
     return Group(table, Text("\n".join(lines)))
+
+
+def _runtime(timing: Timing) -> str:
+    threads = timing.info.get("threads")
+    count = "default threads" if threads is None else "1 thread" if threads == 1 else f"{threads} threads"
+    return f"{timing.info.get('runtime', 'unknown runtime')}, {count}"
 
 
 def milliseconds(value: float) -> str:

@@ -68,6 +68,15 @@ def test_linear(x, inside, bias, double) -> None:
     agrees(aten.linear.default, (x, weight, own))
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    x=tensors, kernel=st.sampled_from([[2, 2], [3], [1, 3]]), stride=st.sampled_from([[], [2, 2], [1]]),
+    padding=st.sampled_from([[0, 0], [1], [0, 1]]), dilation=st.sampled_from([[1, 1], [2, 2]]), ceil=st.booleans(),
+)  # fmt: skip
+def test_max_pooling(x, kernel, stride, padding, dilation, ceil) -> None:
+    agrees(aten.max_pool2d.default, (x, kernel, stride, padding, dilation, ceil))
+
+
 @settings(max_examples=60, deadline=None)
 @given(x=tensors, size=st.sampled_from([[1, 1], [1], [2, 2]]))
 def test_adaptive_pooling(x, size) -> None:

@@ -21,6 +21,7 @@ _UNARY = (
     "mish", "softplus", "neg", "exp", "sqrt", "square", "clamp",
 )  # fmt: skip
 _CONV2D = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
+_POOL2D = (None, None, (), (0, 0), (1, 1), False)
 _BINARY = ("add", "sub", "mul", "div")
 
 
@@ -98,14 +99,35 @@ def _conv2d(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         return None
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype):
         return None
+    sides = _sides(x, weight.shape[2:], stride, padding, dilation)
+    if sides is None:
+        return None
+    return _empty((x.shape[0], weight.shape[0], *sides), x)
+
+
+def _max_pool2d(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    if len(args) < 2 or kwargs:
+        return None
+    given: tuple[Any, ...] = (*args, *_POOL2D[len(args) :])
+    x, kernel, stride, padding, dilation, ceil = given
+    if not _plain(x) or x.dim() != 4 or _ambiguous(x) or ceil:
+        return None
+    if any(2 * padding[d % len(padding)] > kernel[d % len(kernel)] for d in (0, 1)):
+        return None
+    sides = _sides(x, tuple(kernel[d % len(kernel)] for d in (0, 1)), stride or kernel, padding, dilation)
+    return None if sides is None or 0 in x.shape else _empty((*x.shape[:2], *sides), x)
+
+
+def _sides(x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any) -> tuple[int, ...] | None:
+    """Return height and width after a window slid over them; ``None`` where the operator should judge."""
     sides = []
     for dim in (0, 1):
         step, pad, gap = (values[dim % len(values)] for values in (stride, padding, dilation))
-        room = x.shape[2 + dim] + 2 * pad - gap * (weight.shape[2 + dim] - 1) - 1
-        if room < 0 or step < 1 or pad < 0 or gap < 1:
+        room = x.shape[2 + dim] + 2 * pad - gap * (kernel[dim] - 1) - 1
+        if room < 0 or step < 1 or pad < 0 or gap < 1 or kernel[dim] < 1:
             return None
         sides.append(room // step + 1)
-    return _empty((x.shape[0], weight.shape[0], *sides), x)
+    return tuple(sides)
 
 
 def _pool_to_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -183,6 +205,7 @@ def _rules() -> dict[Any, Quick]:
         aten.linear.default: _linear,
         aten.conv2d.default: _conv2d,
         aten.adaptive_avg_pool2d.default: _pool_to_one,
+        aten.max_pool2d.default: _max_pool2d,
         aten.mean.dim: _mean,
         aten.scaled_dot_product_attention.default: _attention,
     }

@@ -81,6 +81,14 @@ def test_parts_of_a_concatenation_share_one_scale() -> None:
     assert len(set(scales)) == 3
 
 
+def test_a_relu_beside_signed_parts_keeps_a_scale_of_its_own() -> None:
+    """Its zero point must be 0 for the runtime to do it by saturation."""
+    _, placement = placed(lambda m, x: m.c(torch.cat([F.max_pool2d(torch.relu(m.a(x)), 1), m.b(x)], 1)[:, :4]))
+    scales = dict(zip(["x", "relu", "pool", "b", "cat"], groups(placement), strict=False))
+    assert scales["relu"] == scales["pool"]
+    assert scales["b"] == scales["cat"] != scales["relu"]
+
+
 @pytest.mark.parametrize(
     "move",
     [

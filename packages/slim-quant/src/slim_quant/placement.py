@@ -153,9 +153,11 @@ class _Placer:
             return
         if not all(self._from_integers(part) for part in parts):
             return
-        for part in parts:
+        clipped = [_ends_clipped(part) for part in parts]
+        for part, ends in zip(parts, clipped, strict=True):
             self._read(part)
-            self._join(cast(fx.Node, part), node)
+            if all(clipped) or not ends:  # a ReLU next to signed values needs a zero point of its own to be fused
+                self._join(cast(fx.Node, part), node)
         self.wanted.add(node)
 
     def _from_integers(self, node: Any) -> bool:
@@ -216,6 +218,13 @@ def _source(node: fx.Node) -> fx.Node | None:
     if isinstance(source, fx.Node) and not isinstance(source.meta.get("val"), Tensor):
         source = source.args[0] if op_name(source) in PASSING else None
     return source if isinstance(source, fx.Node) and is_float(source) and owner_of(source) is None else None
+
+
+def _ends_clipped(node: Any) -> bool:
+    """Tell whether the value comes from a saturating activation, looking through what only moves values."""
+    while isinstance(node, fx.Node) and op_name(node) in PASSING:
+        node = node.args[0]
+    return isinstance(node, fx.Node) and op_name(node) in CLIPPING
 
 
 def _is_output(node: fx.Node) -> bool:

@@ -73,5 +73,32 @@ def test_this_machine() -> None:
     assert json.loads(json.dumps(found.to_json()))["architecture"] == found.architecture
 
 
+def stat(folder: Path, user: int, stolen: int) -> None:
+    (folder / "stat").write_text(f"cpu  {user} 10 20 5000 7 1 2 {stolen} 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\n")
+
+
+def test_what_others_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(device, "_STAT", tmp_path / "stat")
+    clock, own = iter([100.0, 104.0]), iter([1.0, 3.5])
+    monkeypatch.setattr(device.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(device.time, "process_time", lambda: next(own))
+    ticks = os.sysconf("SC_CLK_TCK")
+    stat(tmp_path, user=10 * ticks, stolen=0)
+    watch = device.Watch()
+    stat(tmp_path, user=16 * ticks, stolen=ticks)
+    found = watch.read()
+    assert found is not None
+    assert found.busy == pytest.approx((6 - 2.5) / 4)  # all cores worked for 6 s in 4 s, 2.5 s of it for this process
+    assert found.stolen == pytest.approx(1 / 4)
+
+
+def test_nothing_is_said_of_others_where_it_cannot_be_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(device, "_STAT", tmp_path / "absent")
+    assert device.Watch().read() is None
+    (tmp_path / "odd").write_text("cpu a b\n")
+    monkeypatch.setattr(device, "_STAT", tmp_path / "odd")
+    assert device.Watch().read() is None
+
+
 def test_versions_of_what_is_installed() -> None:
     assert device.versions(["torch", "no-such-package"]) == {"torch": torch.__version__}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -19,6 +20,7 @@ FLAGS = (
 _CPUINFO = Path("/proc/cpuinfo")
 _FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_STAT = Path("/proc/stat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,45 @@ def this_device() -> DeviceInfo:
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What else ran during a measurement, in cores: 0.5 is half of one core's time.
+
+    Args:
+        busy: used by other processes of this machine.
+        stolen: taken by the hypervisor for its other guests.
+    """
+
+    busy: float
+    stolen: float
+
+
+class Watch:
+    """Watches, from its making on, how much of the machine others use. Knows nothing where there is no /proc/stat."""
+
+    def __init__(self) -> None:
+        self._start = (time.perf_counter(), time.process_time(), _usage())
+
+    def read(self) -> Others | None:
+        """Return what others used since the start, or ``None`` when it cannot be told."""
+        began, own, before = self._start
+        elapsed, after = time.perf_counter() - began, _usage()
+        if before is None or after is None or elapsed < 0.1:  # the counters move in steps of 10 ms
+            return None
+        busy = after[0] - before[0] - (time.process_time() - own)
+        return Others(max(busy, 0.0) / elapsed, max(after[1] - before[1], 0.0) / elapsed)
+
+
+def _usage() -> tuple[float, float] | None:
+    """Return the seconds that all cores were busy and were stolen since the machine started."""
+    fields = (_line(_STAT) or "").split()
+    if len(fields) < 9 or fields[0] != "cpu" or not all(field.isdigit() for field in fields[1:9]):
+        return None
+    user, nice, system, _, _, irq, softirq, stolen = (int(field) for field in fields[1:9])
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + irq + softirq) / ticks, stolen / ticks
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from slim_core.errors import MeasureError
 from slim_core.measure import agree, stats
 from slim_core.measure.backend import Artifact, Backend, Session
-from slim_core.measure.device import DeviceInfo, this_device, versions
+from slim_core.measure.device import DeviceInfo, Others, Watch, this_device, versions
 from slim_core.measure.eager import TorchSession
 from slim_core.measure.rounds import Candidate, Samples, take_samples
 from slim_core.progress import Progress, SilentProgress
@@ -27,6 +27,8 @@ SCHEMA_VERSION = 1
 LIBRARIES = ("slim-core", "slim-latency", "torch", "numpy", "onnxruntime", "openvino", "ncnn")
 #: later half slower or faster than the earlier one by more than this: said in a note
 DRIFT = 0.05
+#: others that used more than this many cores during the measurement are mentioned
+CROWDED = 0.1
 
 What = Session | tuple[Backend, Artifact]
 
@@ -201,6 +203,7 @@ def measure(
             name: _check(name, sessions[name], candidates[name], inputs, references.get(name), tolerance)
             for name in sessions
         }
+        watch = Watch()
         with progress.track("time", rounds) as track:
             samples = take_samples(
                 {name: Candidate(session.bind(inputs), session.active) for name, session in sessions.items()},
@@ -211,6 +214,7 @@ def measure(
                 seed=seed,
                 on_round=lambda: track.advance(1),
             )
+        others = watch.read()
         infos = {name: dict(session.info) for name, session in sessions.items()}
     timings = _timings(samples, infos, agreements, seed)
     return Measurement(
@@ -224,9 +228,11 @@ def measure(
             "min_sample_ms": min_sample_ms,
             "budget_s": budget_s,
             "tolerance": tolerance,
+            "others_busy_cores": others.busy if others else None,
+            "stolen_cores": others.stolen if others else None,
         },
         confidence=stats.median_interval(timings[0].samples_ms)[2],
-        notes=tuple(_notes(samples, timings, device, rounds)),
+        notes=tuple(_notes(samples, timings, device, others, rounds)),
         created=started.astimezone().isoformat(timespec="seconds"),
     )
 
@@ -330,7 +336,9 @@ def _timings(
     return tuple(rows)
 
 
-def _notes(samples: Samples, timings: Sequence[Timing], device: DeviceInfo, rounds: int) -> list[str]:
+def _notes(
+    samples: Samples, timings: Sequence[Timing], device: DeviceInfo, others: Others | None, rounds: int
+) -> list[str]:
     notes = [f"{timing.name}: {line}" for timing in timings for line in timing.info.get("notes", ())]
     done = len(timings[0].samples_ms)
     if samples.out_of_time:
@@ -344,8 +352,10 @@ def _notes(samples: Samples, timings: Sequence[Timing], device: DeviceInfo, roun
                 f"{timing.name} became {abs(timing.drift):.0%} {word} during the measurement: the clock changed, or "
                 "something else ran"
             )
-    if device.load is not None and device.load > 0.5:
-        notes.append(f"the machine was busy before the measurement began (load {device.load:.1f})")
+    if others is not None and others.busy > CROWDED:
+        notes.append(f"other processes used {others.busy:.1f} of the machine's cores during the measurement")
+    if others is not None and others.stolen > CROWDED:
+        notes.append(f"the hypervisor took {others.stolen:.1f} cores for other guests during the measurement")
     if device.governor not in (None, "performance"):
         notes.append(f"the frequency governor is '{device.governor}': the clock may change while timing")
     unlike = {timing.info.get("threads") for timing in timings}

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Importance = importances.Importance
 #: Reported with every plan, whatever the budget is in.
 _REPORTED = ("macs", "params")
+_NAMED = 4  # dimensions that a note about one reason names
 
 
 @collector_paused()
@@ -189,6 +190,10 @@ def _notes(
             channels = choice.group.units * choice.grid.channels_per_unit
             multiple = choice.grid.multiple
             yield f"{choice.name}: {channels} channels are few for multiples of {round_to}; rounded to {multiple}"
+    reasons: dict[str, list[str]] = {}
     for frozen in coupling.frozen:
         line = f" ({frozen.source})" if frozen.source else ""
-        yield f"frozen: {frozen.name} dimension {frozen.dim}: {frozen.reason}{line}"
+        reasons.setdefault(frozen.reason + line, []).append(f"{frozen.name} dimension {frozen.dim}")
+    for reason, where in reasons.items():
+        more = f" and {len(where) - _NAMED} more" if len(where) > _NAMED else ""
+        yield f"frozen: {', '.join(where[:_NAMED])}{more}: {reason}"

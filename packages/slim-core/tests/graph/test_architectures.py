@@ -256,3 +256,60 @@ def test_a_gated_decoder_with_shared_heads(proves, units):
 
     coupling = proves(Decoder(), (torch.randint(0, 11, (2, 5)),))
     assert units(coupling) == {"embed": 16, "q": 2, "up": 24}
+
+
+class StreamAttention(nn.Module):
+    """Takes the width inside from the width of the stream, so that neither can shrink without the other."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.scale = heads, (width // heads) ** -0.5
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        b, n, c = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        y = ((q @ k.transpose(-2, -1)) * self.scale).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(b, n, c))
+
+
+def test_heads_go_with_their_slice_of_the_stream_where_the_forward_leaves_no_other_way(proves, members):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.blocks = nn.ModuleList([StreamAttention(8, 4), StreamAttention(8, 4)])
+
+        def forward(self, x):
+            x = self.embed(x)
+            for block in self.blocks:
+                x = x + block(x)
+            return self.head(x.mean(1))
+
+    coupling = proves(Encoder(), (torch.randn(2, 5, 3),))
+    assert members(coupling, "embed")["embed.weight", 0] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert members(coupling, "embed")["blocks.1.qkv.weight", 0][1] == [2, 3, 10, 11, 18, 19]
+
+
+def test_windows_with_a_table_of_biases(proves, units):
+    """Shifted windows, a table looked up by numbers, and patches merged by strided slices."""
+
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.attention = nn.Conv2d(3, 8, 1), StreamAttention(8, 4)
+            self.table = nn.Parameter(torch.randn(49, 8))
+            self.register_buffer("index", torch.randint(0, 49, (16,)))
+            self.merge, self.head = nn.Linear(16, 12), nn.Linear(12, 3)
+
+        def forward(self, x):
+            x = torch.roll(self.stem(x).permute(0, 2, 3, 1), (-2, -2), (1, 2))
+            b, h, w, c = x.shape
+            y = x.view(b, h // 4, 4, w // 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, c)
+            y = self.attention(y + self.table[self.index])
+            y = y.view(b, h // 4, w // 4, 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
+            x = x + torch.roll(y, (2, 2), (1, 2))
+            return self.head(F.gelu(self.merge(torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 1::2]], -1))).mean((1, 2)))
+
+    assert units(proves(Windows(), (torch.randn(2, 3, 8, 8),))) == {"stem": 4, "merge": 12}

@@ -299,3 +299,10 @@ def test_an_operator_of_the_users_own_is_kept_whole_and_frozen(units, reasons):
     assert reasons(coupling, "one.weight") >= {"operator slim_test_record.twist.default has no rule"}
     entry = next(e for e in coupling.frozen if "twist" in e.reason)
     assert entry.source.text == "return self.two(torch.ops.slim_test_record.twist(self.one(x)))"
+
+
+def test_a_scripted_model_is_refused():
+    with pytest.warns(DeprecationWarning, match="jit"):
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ModelError, match="scripted"):
+        record(scripted, (torch.randn(1, 2),))

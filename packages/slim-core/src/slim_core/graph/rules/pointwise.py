@@ -16,11 +16,11 @@ from slim_core.graph.types import Node, Ref
 KEEPS_ZERO = (
     "relu", "relu6", "silu", "gelu", "tanh", "abs", "neg", "negative", "leaky_relu", "elu", "selu", "celu", "mish",
     "hardswish", "sin", "tan", "asin", "atan", "sinh", "asinh", "erf", "sign", "sgn", "floor", "ceil", "round",
-    "trunc", "fix", "frac", "sqrt", "square", "softshrink", "hardshrink", "tanhshrink", "dropout",
+    "trunc", "fix", "frac", "sqrt", "square", "softshrink", "hardshrink", "dropout",
     "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "expm1", "log1p", "clone",
     "contiguous", "to", "detach", "_to_copy", "alias", "lift_fresh", "lift", "positive", "nan_to_num", "type_as",
-    "softsign", "fake_quantize_per_tensor_affine", "view_as_real_copy", "resolve_conj", "resolve_neg", "pin_memory",
-    "requires_grad", "cuda", "cpu", "float", "double", "half", "relu_6", "arctan", "arcsin", "arctanh", "atanh",
+    "fake_quantize_per_tensor_affine", "view_as_real_copy", "resolve_conj", "resolve_neg", "pin_memory",
+    "requires_grad", "cuda", "cpu", "arctan", "arcsin", "arctanh", "atanh",
     "deg2rad", "rad2deg", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max", "threshold", "rrelu", "_conj",
     "copy",
 )  # fmt: skip

@@ -17,18 +17,27 @@ OTHERS = (
 )  # fmt: skip
 #: keep the dimension, but mix along it
 ALONG = (
-    "softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "softmin", "sort", "topk", "cumprod",
+    "softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "sort", "topk", "cumprod",
     "cummax", "cummin", "logcumsumexp", "argsort", "msort",
 )  # fmt: skip
-POOLS = (
-    "max_pool{}d", "max_pool{}d_with_indices", "avg_pool{}d", "adaptive_avg_pool{}d", "_adaptive_avg_pool{}d",
-    "adaptive_max_pool{}d", "lp_pool{}d", "fractional_max_pool{}d",
-)  # fmt: skip
-UPSAMPLINGS = (
-    "upsample_nearest{}d", "_upsample_nearest_exact{}d", "upsample_linear{}d", "upsample_bilinear{}d",
-    "upsample_bicubic{}d", "upsample_trilinear{}d", "_upsample_bilinear{}d_aa", "_upsample_bicubic{}d_aa",
-    "reflection_pad{}d", "replication_pad{}d", "_pad_circular{}",
-)  # fmt: skip
+#: slide a window over the last dimensions: by how many those are
+SLIDING = {
+    1: (
+        "max_pool1d", "max_pool1d_with_indices", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d",
+        "upsample_nearest1d", "_upsample_nearest_exact1d", "upsample_linear1d", "reflection_pad1d", "replication_pad1d",
+    ),
+    2: (
+        "max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d",
+        "adaptive_max_pool2d", "fractional_max_pool2d", "upsample_nearest2d", "_upsample_nearest_exact2d",
+        "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+        "reflection_pad2d", "replication_pad2d",
+    ),
+    3: (
+        "max_pool3d", "max_pool3d_with_indices", "avg_pool3d", "adaptive_avg_pool3d", "_adaptive_avg_pool3d",
+        "adaptive_max_pool3d", "fractional_max_pool3d", "upsample_nearest3d", "_upsample_nearest_exact3d",
+        "upsample_trilinear3d", "reflection_pad3d", "replication_pad3d",
+    ),
+}  # fmt: skip
 
 
 def summed(node: Node, ctx: Context) -> None:
@@ -114,8 +123,8 @@ def _table() -> dict[str, Rule]:
     table: dict[str, Rule] = {}
     for names, rule in ((SUMS, summed), (NORMS, normed), (OTHERS, frozen), (ALONG, along), (("cumsum",), cumulated)):
         table |= {f"aten.{name}": rule for name in names}
-    for spatial in (1, 2, 3):
-        table |= {f"aten.{name.format(spatial)}": _pool(spatial) for name in (*POOLS, *UPSAMPLINGS)}
+    for spatial, sliding in SLIDING.items():
+        table |= {f"aten.{name}": _pool(spatial) for name in sliding}
     for name in ("max.other", "min.other"):
         table[f"aten.{name}"] = added
     return table

@@ -122,8 +122,75 @@ def checkpoint_speed(data: dict[str, Any]) -> str:
     return table((*head, "speed of `verify=False`"), rows) + note
 
 
+def pruning_speed(data: dict[str, Any]) -> str:
+    rows = []
+    for row in data["rows"]:
+        wall, left = row["seconds"], row["parameters_left"]
+        rows.append((row["model"], f"{wall['slim']['median']:.2f}", f"{wall['torch-pruning']['median']:.2f}",
+                     f"{row['ratio']:.2f}x", f"{row['cpu_ratio']:.2f}x", f"{left['slim'] / row['parameters']:.1%}",
+                     f"{left['torch-pruning'] / row['parameters']:.1%}",
+                     f"{row['error_against_masked_original']:.0e}"))  # fmt: skip
+    total, cpu = data["sum_seconds"], data["sum_cpu_seconds"]
+    rows.append(("**sum**", f"{total['slim']:.2f}", f"{total['torch-pruning']:.2f}", f"**{data['sum_ratio']:.2f}x**",
+                 f"{cpu['slim'] / cpu['torch-pruning']:.2f}x", "", "", ""))  # fmt: skip
+    note = (
+        f"\n\nJob: {data['job']}. Seconds of wall-clock time, medians of {data['rounds']} interleaved rounds; "
+        f"{data['cpu']} ({data['device']}), {data['threads']} thread, load average {data['load_average']:.1f}; torch "
+        f"{data['versions']['torch']}, torch-pruning {data['versions']['torch-pruning']}. The error is that of Slim's "
+        "pruned model against the original with the removed channels at zero, in float64."
+    )
+    head = ("model", "Slim, s", "Torch-Pruning, s", "ratio", "ratio of CPU time", "parameters left, Slim",
+            "Torch-Pruning", "error")  # fmt: skip
+    return table(head, rows) + note
+
+
+def analysis_scale(data: dict[str, Any]) -> str:
+    rows = [
+        (row["case"].replace("_", " "), f"{row['nodes']:,}", f"{row['parameters'] / 1e6:,.1f} M", row["groups"],
+         f"{row['record_and_couple_seconds']:.2f}", f"{row['analyse_seconds']:.2f}",
+         f"{row['analyse_cpu_seconds']:.2f}", megabytes(row["resident_growth_bytes"]))
+        for row in data["rows"]
+    ]  # fmt: skip
+    note = (
+        f"\n\nMedians; {data['threads']} thread(s), load average {data['load_average']:.1f}, torch "
+        f"{data['versions']['torch']}. Analysing adds the proof of every group on the model's own forward."
+    )
+    head = ("case", "operators", "parameters", "channel groups", "record and couple, s", "analyse, s",
+            "analyse, CPU s", "memory grown by, MB")  # fmt: skip
+    return table(head, rows) + note
+
+
+def main_job(data: dict[str, Any]) -> str:
+    before, after = data["original"], data["compressed"]
+    rows: list[Sequence[object]] = [
+        ("top-1", f"{before['metrics']['top1']:.2%}", f"{after['metrics']['top1']:.2%}",
+         f"{100 * (after['metrics']['top1'] - before['metrics']['top1']):+.2f} points"),
+    ]  # fmt: skip
+    figures = (("exported file, kB", "export_bytes", 1e3), ("checkpoint, kB", "checkpoint_bytes", 1e3),
+               ("MACs, M", "macs", 1e6), ("parameters, k", "params", 1e3))  # fmt: skip
+    for label, key, unit in figures:
+        share = f"{after[key] / before[key]:.1%}"
+        rows.append((label, f"{before[key] / unit:,.1f}", f"{after[key] / unit:,.1f}", share))
+            (label, f"{before[key] / unit:,.1f}", f"{after[key] / unit:,.1f}", f"{after[key] / before[key]:.1%}")
+        )
+    for row in data["latency"]:
+        rows.append((f"{row['backend']}, batch {row['batch']}, ms", f"{row['original_ms']:.2f}",
+                     f"{row['compressed_ms']:.2f}", f"{row['speedup']:.2f}x as fast "
+                     f"({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"))  # fmt: skip
+    device, load = data["device"], data["device"]["details"]["load"]
+    note = (
+        f"\n\n{data['description']} {device['cpu']}, {device['cores']} cores, load {load:.1f} before measuring; "
+        f"{data['latency'][0]['runtime']}; the two models' timings are interleaved, the ratio is their median with its "
+        "95 % interval. MACs are multiply-accumulates of convolutions and matrix products."
+    )
+    return table(("", "original, float32", "pruned, int8", "change"), rows) + note
+
+
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "analysis_scale": analysis_scale,
     "dependency_weight": dependency_weight,
+    "main_job_fashion_mnist": main_job,
+    "pruning_speed": pruning_speed,
     "checkpoint_speed": checkpoint_speed,
     "noise_protocol": noise_protocol,
     "runtime_settings": runtime_settings,

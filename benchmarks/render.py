@@ -171,8 +171,6 @@ def main_job(data: dict[str, Any]) -> str:
     for label, key, unit in figures:
         share = f"{after[key] / before[key]:.1%}"
         rows.append((label, f"{before[key] / unit:,.1f}", f"{after[key] / unit:,.1f}", share))
-            (label, f"{before[key] / unit:,.1f}", f"{after[key] / unit:,.1f}", f"{after[key] / before[key]:.1%}")
-        )
     for row in data["latency"]:
         rows.append((f"{row['backend']}, batch {row['batch']}, ms", f"{row['original_ms']:.2f}",
                      f"{row['compressed_ms']:.2f}", f"{row['speedup']:.2f}x as fast "

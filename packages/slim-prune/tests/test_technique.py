@@ -41,8 +41,8 @@ def test_it_prunes_to_the_budget_and_reports_channels_and_costs(tmp_path, regist
     assert_equals_masked_original(workload.model, model, coupling, plan.kept, workload.example_inputs)
     (transform,) = result.workload.transforms
     assert transform.kind == "prune.channels"
-    assert any(note.startswith("frozen: head.weight") for note in result.notes)
-    assert any(note.startswith("macs: ") for note in result.notes)
+    assert any(note.startswith("frozen: head.weight") for note in result.details["left alone as it must be"])
+    assert any(note.startswith("macs: ") for note in result.details["budget"])
 
 
 def test_fine_tuning_trains_the_pruned_model_and_reports_its_history(tmp_path, registry) -> None:

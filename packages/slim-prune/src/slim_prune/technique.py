@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -66,7 +67,10 @@ class UniformPruning:
         run.folder.mkdir(parents=True, exist_ok=True)
         planned.save(run.folder / "plan.json")
         pruned = workload.with_model(planned.apply(workload.model), planned.transform())
+        reached, expected, notes = _sorted_notes(planned.notes, config.budget or {})
         details: dict[str, Any] = {
+            "budget": reached,
+            "left alone as it must be": expected,
             "channels": planned.summary(),
             "before": dict(planned.before),
             "after": dict(planned.after),
@@ -77,4 +81,16 @@ class UniformPruning:
             result = fit(pruned, config.fit, run=run, inplace=True)
             pruned = result.workload
             details["history"] = [dict(row) for row in result.history]
-        return StepResult(pruned, details, planned.notes)
+        return StepResult(pruned, details, tuple(notes))
+
+
+def _sorted_notes(notes: Iterable[str], budget: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
+    """Part a plan's notes into what the budget reached, what must be so (outputs stay), and what a reader should know."""
+    heads = tuple(f"{name}: " for name in budget)
+    reached: list[str] = []
+    expected: list[str] = []
+    others: list[str] = []
+    for note in notes:
+        outputs = note.startswith("frozen: ") and "is an output of the model" in note
+        (reached if note.startswith(heads) and heads else expected if outputs else others).append(note)
+    return reached, expected, others

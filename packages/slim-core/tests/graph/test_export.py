@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slim_core.errors import ModelError
-from slim_core.graph.export import ExportedModel, export_graph
+from slim_core.graph.export import ExportedModel, eval_mode, export_graph
 
 
 class Net(nn.Module):
@@ -147,6 +147,16 @@ def test_train_and_eval_lose_neither_eps_nor_momentum_nor_p(net: Net) -> None:
         assert calls["aten.batch_norm.default"][5:8] == (mode, 0.03, 0.01)
         assert calls["aten.dropout.default"][1:] == (0.3, mode)
         assert graph.training is mode
+
+
+def test_a_graph_in_training_comes_back_to_training_after_eval_mode(net: Net) -> None:
+    graph = export_graph(net, (images(),)).train()
+    with eval_mode(graph):
+        graph(images())
+    before = graph.norm.running_mean.clone()
+    graph(images())
+    assert graph.training
+    assert not torch.equal(graph.norm.running_mean, before)
 
 
 def test_dropout_drops_with_its_own_p_in_training_only() -> None:

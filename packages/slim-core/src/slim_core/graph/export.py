@@ -244,11 +244,14 @@ def _dynamic(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, 
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Run the block with ``model`` in eval mode; afterwards every module has the mode that it had."""
     modes = [(module, module.training) for module in model.modules()]
+    training = model.training
     if any(mode for _, mode in modes):
         model.eval()
     try:
         yield
     finally:
+        if training:
+            model.train()  # an exported graph carries the mode in its nodes, not only in flags
         for module, mode in modes:
             module.training = mode
 

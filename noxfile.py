@@ -27,7 +27,7 @@ CONSTRAINTS = ("-c", "constraints.txt")
 #: Tools that are ours to run, not the packages' to declare.
 TOOLS = {
     "dev": ("pytest-xdist>=3.6", "pytest-markdown-docs>=0.9", "ruff>=0.12", "mypy>=1.16", "import-linter>=2.3",
-            "types-PyYAML", "types-psutil"),
+            "types-PyYAML"),
     "docs": ("mkdocs-material>=9.6,<10", "mkdocstrings-python>=1.16"),
     "bench": ("torch-pruning==1.6.1", "psutil>=6"),
     "build": ("build>=1.2", "poetry>=2.2,<3"),
@@ -97,7 +97,9 @@ def tests(session: nox.Session) -> None:
     if not names:
         folders += ["tests"]
     workers = (
-        () if any(argument.startswith("-n") for argument in arguments) else ("-n", str(min(os.cpu_count() or 1, 8)))
+        ()
+        if any(argument.startswith("-n") for argument in arguments)
+        else ("-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile")
     )
     session.run(python, "-m", "pytest", *workers, "-m", "not long", *folders, *arguments,
                 env=one_thread(), external=True)  # fmt: skip

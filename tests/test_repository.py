@@ -74,6 +74,6 @@ def test_the_figures_in_the_docs_are_those_of_the_results() -> None:
 
 
 def test_every_page_of_the_docs_is_reachable() -> None:
-    nav = (ROOT / "mkdocs.yml").read_text()
-    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
-    assert {page for page in pages if page not in nav} == set()
+    nav = re.findall(r"[\w/.-]+\.md", (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2])
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert pages == set(nav)

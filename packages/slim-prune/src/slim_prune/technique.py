@@ -85,7 +85,7 @@ class UniformPruning:
 
 
 def _sorted_notes(notes: Iterable[str], budget: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
-    """Part a plan's notes into what the budget reached, what must be so (outputs stay), and what a reader should know."""
+    """Part a plan's notes into what the budget reached, what must be so, and what a reader should know."""
     heads = tuple(f"{name}: " for name in budget)
     reached: list[str] = []
     expected: list[str] = []

@@ -156,15 +156,25 @@ class StreamSource:
         return iter(self.make(self.epoch))
 
 
+def generators_of(source: DataSource | None) -> tuple[torch.Generator, ...]:
+    """Return the random generators that a ``DataLoader`` and its sampler bring along, each once."""
+    if not isinstance(source, torch.utils.data.DataLoader):
+        return ()
+    owners = (source, source.sampler, source.batch_sampler, getattr(source.batch_sampler, "sampler", None))
+    found = (getattr(owner, "generator", None) for owner in owners)
+    return tuple({id(own): own for own in found if isinstance(own, torch.Generator)}.values())
+
+
 def begin_epoch(source: DataSource, epoch: int, seed: int | None = None) -> None:
     """Tell a source which epoch comes, so that its order is a function of it.
 
-    ``set_epoch`` of the source is called, or, for a ``DataLoader``, that of its sampler and data set; a loader's own
-    generator is seeded from ``seed`` and the epoch.
+    ``set_epoch`` of the source is called, or, for a ``DataLoader``, that of its sampler and data set; the generators of
+    a loader and of its sampler are seeded from ``seed`` and the epoch.
     """
     if isinstance(source, torch.utils.data.DataLoader):
-        if source.generator is not None and seed is not None:
-            source.generator.manual_seed(generator(seed, epoch).initial_seed())
+        if seed is not None:
+            for own in generators_of(source):
+                own.manual_seed(generator(seed, epoch).initial_seed())
         parts: tuple[Any, ...] = (source.sampler, source.batch_sampler, source.dataset)
     else:
         parts = (source,)
@@ -222,7 +232,11 @@ def take(source: DataSource, samples: int, *, plain: bool = True) -> list[Any]:
 
 
 def batch_size(batch: Any) -> int:
-    """Return the number of samples in a batch: the first dimension of its first tensor that has one."""
+    """Return the number of samples in a batch: the first dimension of its first tensor that has one.
+
+    Raises:
+        DataError: no tensor of the batch has a dimension.
+    """
     for tensor in tensors_of(batch):
         if tensor.ndim:
             return int(tensor.shape[0])

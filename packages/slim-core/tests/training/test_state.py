@@ -117,6 +117,75 @@ def test_a_loader_with_a_generator_of_its_own_resumes_bit_for_bit(workload, tmp_
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("where", ["loader", "sampler"])
+def test_what_follows_a_resumed_run_with_the_same_loader_is_bit_for_bit_the_same(workload, tmp_path: Path, where: str):
+    """Train, then fine-tune: in one process, and with a process that only resumes the finished training."""
+
+    def fresh():
+        own = torch.Generator().manual_seed(11)
+        data = torch.utils.data.TensorDataset(workload.train.inputs, workload.train.targets)
+        if where == "loader":
+            loader = torch.utils.data.DataLoader(data, 16, shuffle=True, generator=own)
+        else:
+            loader = torch.utils.data.DataLoader(data, 16, sampler=torch.utils.data.RandomSampler(data, generator=own))
+        return replace(workload, train=loader)
+
+    train, tune = FitConfig(epochs=2), FitConfig(epochs=2, lr=0.001)
+    process = fresh()
+    trained = fit(process, train, folder=tmp_path)
+    once = fit(trained.workload, tune)
+    process = fresh()
+    resumed = fit(process, train, folder=tmp_path)
+    assert resumed.resumed_at == 2
+    twice = fit(resumed.workload, tune)
+    for name, tensor in once.workload.model.state_dict().items():
+        assert torch.equal(tensor, twice.workload.model.state_dict()[name]), name
+
+
+def test_fit_leaves_the_generator_of_a_loader_as_it_was(workload):
+    own = torch.Generator().manual_seed(11)
+    data = torch.utils.data.TensorDataset(workload.train.inputs, workload.train.targets)
+    loader = torch.utils.data.DataLoader(data, 16, shuffle=True, generator=own)
+    before = own.get_state()
+    fit(replace(workload, train=loader, val=loader), FitConfig(epochs=1))
+    assert torch.equal(own.get_state(), before)
+    assert own.initial_seed() == 11
+
+
+class Counting(nn.Module):
+    """Steers its output by buffers that are not in the state dict; one of them is made by the first forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 4)
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+        self.register_buffer("sums", torch.zeros(0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.steps += 1
+            self.sums = torch.cat([self.sums, x.detach().mean().reshape(1)])
+            if not hasattr(self, "first"):
+                self.register_buffer("first", x.detach().mean(), persistent=False)
+        return self.head(x.flatten(1)) * (1 + self.steps / 10) + self.sums.sum() + self.first
+
+
+def test_buffers_outside_the_state_dict_survive(workload, tmp_path: Path):
+    torch.manual_seed(0)
+    workload = replace(workload, model=Counting())
+
+    whole = fit(workload, FitConfig(epochs=4), callbacks=[Interrupt()]).workload.model
+    with pytest.raises(KeyboardInterrupt):
+        fit(workload, FitConfig(epochs=4), callbacks=[Interrupt(14)], folder=tmp_path)
+    result = fit(workload, FitConfig(epochs=4), callbacks=[Interrupt()], folder=tmp_path)
+    assert result.resumed_at == 2
+    resumed = result.workload.model
+    assert float(whole.steps) == 24
+    for name in ("steps", "sums", "first"):
+        assert torch.equal(getattr(whole, name), getattr(resumed, name)), name
+    assert torch.equal(whole.head.weight, resumed.head.weight)
+
+
 def test_tied_weights_survive(tmp_path: Path):
     class Tied(nn.Module):
         def __init__(self) -> None:

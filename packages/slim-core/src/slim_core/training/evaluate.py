@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from slim_core.data import batch_size, length, to_device
 from slim_core.errors import DataError
+from slim_core.modes import evaluating as evaluating
+from slim_core.modes import kept_modes as kept_modes
+from slim_core.modes import set_mode as set_mode
 from slim_core.progress import Progress, SilentProgress
 from slim_core.training.devices import Devices, OneDevice
 from slim_core.workload import DataSource, Task, call
@@ -65,39 +65,6 @@ def evaluate(
     if "loss" not in figures:
         figures["loss"] = loss_sum / samples
     return figures
-
-
-def set_mode(model: nn.Module, training: bool) -> None:
-    """Put a model into training or evaluation mode, also where it is or holds a module that refuses.
-
-    A module from ``torch.export`` has its mode compiled in, and its ``train`` and ``eval`` raise: it is left as it is.
-    """
-    try:
-        model.train(training)
-    except NotImplementedError:
-        for child in model.children():
-            set_mode(child, training)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold a model in evaluation mode for a while; then every submodule gets back the mode that it had."""
-    with kept_modes(model):
-        set_mode(model, False)
-        yield
-
-
-@contextmanager
-def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Give every submodule back the mode that it had, at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    was_training = model.training
-    try:
-        yield
-    finally:
-        set_mode(model, was_training)
-        for module, mode in modes:
-            module.training = mode
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slim_core.data import batch_size, begin_epoch, check_reiterable, length, to_device
+from slim_core.data import batch_size, begin_epoch, check_reiterable, generators_of, length, to_device
 from slim_core.errors import DataError, ModelError, SlimError
 from slim_core.progress import Progress, SilentProgress, Track
 from slim_core.technique import Run
@@ -29,11 +29,13 @@ from slim_core.training.rng import kept_generators, seed_epoch
 from slim_core.training.schedule import lr_scale
 from slim_core.training.state import (
     SavedState,
+    hidden_buffers,
     identity_of,
     load_optimizer,
     model_tensors,
     optimizer_tensors,
     read_state,
+    set_buffer,
     write_state,
 )
 from slim_core.workload import DataSource, Task, Workload, call, tensors_of
@@ -92,7 +94,8 @@ def fit(
         folder = run.folder
     seed = config.seed if config.seed is not None else run.seed if run is not None else 0
     model = workload.model if inplace else copy.deepcopy(workload.model)
-    with kept_generators():
+    # the next call of fit must find the loaders' generators as a process that resumes finds them
+    with kept_generators(*generators_of(workload.train), *generators_of(workload.val)):
         loop = _Loop(
             workload=workload,
             model=model,
@@ -131,8 +134,8 @@ class _Loop:
         check_reiterable(self.train, "training")
         if self.val is not None:
             check_reiterable(self.val, "validation")
-        own = getattr(workload.train, "generator", None)  # a DataLoader's
-        self.loader_seed = own.initial_seed() if isinstance(own, torch.Generator) else None
+        own = generators_of(workload.train)
+        self.loader_seed = own[0].initial_seed() if own else None
         self.steps_per_epoch = length(workload.train)
         if self.steps_per_epoch == 0:
             raise DataError("the training data is empty")
@@ -311,7 +314,8 @@ class _Loop:
         )
 
     def _saved(self, state: FitState) -> SavedState:
-        tensors = {f"model/{name}": tensor for name, tensor in model_tensors(self.model).items()}
+        kept = {**model_tensors(self.model), **hidden_buffers(self.model)}
+        tensors = {f"model/{name}": tensor for name, tensor in kept.items()}
         if self.ema is not None:
             tensors.update({f"ema/{name}": tensor for name, tensor in self.ema.average.items()})
         tensors.update({f"optimizer/{name}": t for name, t in optimizer_tensors(state.optimizer).items()})
@@ -321,10 +325,13 @@ class _Loop:
         return SavedState(self.identity, state.epoch, state.step, updates, state.history, state.stop, tensors)
 
     def _restore(self, state: FitState, saved: SavedState) -> None:
-        own = model_tensors(self.model)
+        own = {**model_tensors(self.model), **hidden_buffers(self.model)}
         with torch.no_grad():
             for name, tensor in saved.part("model").items():
-                own[name].copy_(tensor)
+                if name in own and own[name].shape == tensor.shape:
+                    own[name].copy_(tensor)
+                else:  # a buffer that the forward pass makes or resizes
+                    set_buffer(self.model, name, tensor.to(self.devices.device))
             if self.ema is not None:
                 self.ema.updates = saved.updates
                 for name, tensor in saved.part("ema").items():

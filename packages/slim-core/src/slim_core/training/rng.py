@@ -23,12 +23,15 @@ def seed_epoch(seed: int, epoch: int) -> None:
 
 
 @contextmanager
-def kept_generators() -> Iterator[None]:
-    """Give the global generators their state back at the end."""
+def kept_generators(*own: torch.Generator) -> Iterator[None]:
+    """Give the global generators, and ``own``, their state (the initial seed with it) back at the end."""
     python, numpy_ = random.getstate(), np.random.get_state()
+    states = [generator.get_state() for generator in own]
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy_)
+        for generator, state in zip(own, states, strict=True):
+            generator.set_state(state)

@@ -38,7 +38,8 @@ class SavedState:
         updates: updates of the moving average.
         history: one row per finished epoch.
         stopped: a callback ended the run.
-        tensors: all tensors, by ``model/…``, ``ema/…``, ``optimizer/<parameter>/<key>``, ``callback/<number>/…``.
+        tensors: all tensors, by ``model/…`` (with buffers outside the state dict),
+            ``ema/…``, ``optimizer/<parameter>/<key>``, ``callback/<number>/…``.
     """
 
     identity: Mapping[str, Any]
@@ -84,6 +85,18 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
             )
         found[name] = value.detach()
     return found
+
+
+def hidden_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that are not in the state dict (``persistent=False``), by name."""
+    known = model.state_dict(keep_vars=True)
+    return {name: buffer.detach() for name, buffer in model.named_buffers(remove_duplicate=False) if name not in known}
+
+
+def set_buffer(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put ``value`` in the place of a buffer outside the state dict, which may be of another shape or not there."""
+    module, _, attribute = name.rpartition(".")
+    model.get_submodule(module).register_buffer(attribute, value, persistent=False)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slim_core.errors import ModelError
-from slim_core.graph.export import ExportedModel, eval_mode, export_graph
+from slim_core.graph.export import ExportedModel, export_graph
+from slim_core.modes import evaluating
 
 
 class Net(nn.Module):
@@ -149,9 +150,9 @@ def test_train_and_eval_lose_neither_eps_nor_momentum_nor_p(net: Net) -> None:
         assert graph.training is mode
 
 
-def test_a_graph_in_training_comes_back_to_training_after_eval_mode(net: Net) -> None:
+def test_a_graph_in_training_comes_back_to_training_after_evaluating(net: Net) -> None:
     graph = export_graph(net, (images(),)).train()
-    with eval_mode(graph):
+    with evaluating(graph):
         graph(images())
     before = graph.norm.running_mean.clone()
     graph(images())

@@ -16,7 +16,7 @@ from torch import nn
 
 from slim_core.export.parity import measure
 from slim_core.extras import require
-from slim_core.graph.export import eval_mode
+from slim_core.modes import evaluating
 from slim_core.workload import call, tensors_of
 
 
@@ -54,7 +54,7 @@ def compare(model: nn.Module, path: str | os.PathLike[str], batches: Iterable[An
     names = [item.name for item in session.get_inputs()]
     pairs = []
     for batch in batches:
-        with eval_mode(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             simulated = tensors_of(call(model, batch))[0].cpu().numpy()
         named = isinstance(batch, Mapping) and all(name in batch for name in names)
         tensors = [batch[name] for name in names] if named else tensors_of(batch)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slim_core.checkpoint.examples import Example, Values, dtype_name, put_together, record_of, values_for
 from slim_core.checkpoint.header import ROLES, OutputRecord, ParityRecord
 from slim_core.errors import CheckpointError
+from slim_core.modes import evaluating
 from slim_core.workload import Inputs, call, tensors_of
 
 #: Largest number of elements of one stored output; of larger ones every n-th is stored.
@@ -59,7 +60,8 @@ def choose(model: nn.Module, example: Example) -> tuple[int, Values, list[Tensor
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Run the model in eval mode without leaving a trace in it; return the tensors of its output, on the CPU."""
     device = next((item.device for item in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
-    with untouched(model), torch.random.fork_rng(devices=[]), torch.no_grad():
+    cards = range(torch.cuda.device_count())  # manual_seed seeds all of them
+    with untouched(model), torch.random.fork_rng(devices=cards), torch.no_grad():
         torch.manual_seed(0)
         outputs = call(model, _moved(inputs, device))
         return [item.detach().cpu().clone() for item in tensors_of(outputs)]
@@ -121,28 +123,21 @@ def largest_error(record: ParityRecord, stored: Mapping[str, Tensor], outputs: S
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Run the block with ``model`` in eval mode; afterwards modes and buffers are what they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    training = model.training
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    if any(mode for _, mode in modes):
-        model.eval()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
             if not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
-        if training:
-            model.train()
-        for module, mode in modes:
-            module.training = mode
 
 
 def _moved(inputs: Inputs, device: torch.device) -> Inputs:

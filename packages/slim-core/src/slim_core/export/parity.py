@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slim_core.agreement import difference
 from slim_core.errors import ExportError, MissingExtraError
 from slim_core.extras import require
-from slim_core.graph.export import eval_mode
+from slim_core.modes import evaluating
 from slim_core.workload import Inputs, call, tensors_of
 
 #: Runtimes order their sums differently: fp32 networks differ by at most this share of the largest output.
@@ -29,8 +29,8 @@ class Parity:
     """Agreement of two implementations.
 
     Args:
-        max_diff: largest absolute difference over all outputs.
-        largest: largest absolute value of the reference.
+        max_diff: largest absolute difference over all outputs; not finite where NaN or infinity stand elsewhere.
+        largest: largest finite absolute value of the reference.
         sqnr_db: power of the reference over power of the difference, in dB; ``inf`` when they are equal.
         batches: batch sizes that were run.
     """
@@ -72,7 +72,7 @@ def compare(
     pairs: list[tuple[NDArray[Any], NDArray[Any]]] = []
     for size in sizes:
         inputs = resize_batch(example_inputs, size)
-        with eval_mode(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             expected = [tensor.detach().cpu().numpy() for tensor in tensors_of(call(model, inputs))]
         feeds = _feeds(names, inputs)
         got = session.run(None, feeds)
@@ -88,19 +88,11 @@ def measure(pairs: list[tuple[NDArray[Any], NDArray[Any]]], batches: tuple[int, 
     Raises:
         ExportError: shapes differ.
     """
-    signal = noise = largest = worst = 0.0
     for reference, other in pairs:
         if reference.shape != other.shape:
             raise ExportError(f"an output has shape {other.shape} in the file and {reference.shape} in PyTorch")
-        wide = reference.astype(np.float64)
-        difference = wide - other.astype(np.float64)
-        signal += float(np.square(wide).sum())
-        noise += float(np.square(difference).sum())
-        if wide.size:
-            largest = max(largest, float(np.abs(wide).max()))
-            worst = max(worst, float(np.abs(difference).max()))
-    sqnr = math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
-    return Parity(max_diff=worst, largest=largest, sqnr_db=sqnr, batches=batches)
+    found = difference(pairs)
+    return Parity(max_diff=found.max_diff, largest=found.largest, sqnr_db=found.sqnr_db, batches=batches)
 
 
 def resize_batch(example_inputs: Inputs, size: int | None) -> Any:

@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from slim_core.errors import ModelError
+from slim_core.modes import evaluating
 from slim_core.workload import Inputs, call
 
 aten = torch.ops.aten
@@ -117,7 +118,7 @@ def export_program(model: nn.Module, example_inputs: Inputs, *, dynamic_batch: b
     shapes: ShapesCollection | None = None
     if dynamic_batch:
         (args, kwargs), shapes = _dynamic(args, kwargs)
-    with eval_mode(model), quiet("torch.fx.experimental.symbolic_shapes"):
+    with evaluating(model), quiet("torch.fx.experimental.symbolic_shapes"):
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=cast(Any, shapes), strict=False)
         except Exception as error:
@@ -238,22 +239,6 @@ def _dynamic(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, 
             shapes[leaf] = {0: Dim.DYNAMIC}
         ready.append(leaf)
     return pytree.tree_unflatten(ready, spec), shapes
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run the block with ``model`` in eval mode; afterwards every module has the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    training = model.training
-    if any(mode for _, mode in modes):
-        model.eval()
-    try:
-        yield
-    finally:
-        if training:
-            model.train()  # an exported graph carries the mode in its nodes, not only in flags
-        for module, mode in modes:
-            module.training = mode
 
 
 def _in_place(target: Any) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from slim_core.agreement import difference
 from slim_core.errors import MeasureError
 
 #: Runtimes order their sums differently: fp32 networks differ by at most this share of the largest output.
@@ -22,7 +22,7 @@ class Agreement:
 
     Args:
         max_diff: largest absolute difference over all outputs.
-        largest: largest absolute value of the reference.
+        largest: largest finite absolute value of the reference.
         sqnr_db: power of the reference over power of the difference in dB; ``inf`` when they are equal.
         tolerance: largest ``max_diff / max(largest, 1)`` that was allowed, or ``None`` where it was only reported.
     """
@@ -61,26 +61,13 @@ def compare(
     """
     if len(reference) != len(other):
         raise MeasureError(f"'{name}' has {len(other)} outputs, its reference {len(reference)}")
-    signal = noise = largest = worst = 0.0
     for position, (expected, got) in enumerate(zip(reference, other, strict=True)):
         if expected.shape != got.shape:
             raise MeasureError(
                 f"output {position} of '{name}' has shape {list(got.shape)}, its reference {list(expected.shape)}"
             )
-        if not expected.size:
-            continue
-        wide = expected.astype(np.float64)
-        difference = wide - got.astype(np.float64)
-        signal += float(np.square(wide).sum())
-        noise += float(np.square(difference).sum())
-        largest = max(largest, float(np.abs(wide).max()))
-        # not max(): a comparison with NaN is false, and NaN must not pass
-        step = float(np.abs(difference).max())
-        worst = step if math.isnan(step) else max(worst, step)
-        if math.isnan(worst):
-            return Agreement(math.nan, largest, math.nan, tolerance)
-    sqnr = math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
-    return Agreement(worst, largest, sqnr, tolerance)
+    found = difference(zip(reference, other, strict=True))
+    return Agreement(found.max_diff, found.largest, found.sqnr_db, tolerance)
 
 
 def _finite(value: float) -> float | None:

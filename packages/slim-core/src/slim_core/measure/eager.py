@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from slim_core.errors import MeasureError
-from slim_core.graph.export import eval_mode
 from slim_core.measure.backend import Artifact, Session
+from slim_core.modes import evaluating
 from slim_core.workload import Inputs, call, tensors_of
 
 #: Models of one class that differ in width are variants of one code object to the compiler, which by default gives
@@ -109,7 +109,7 @@ class TorchSession(Session):
             if self._threads is not None and self._threads != before:
                 torch.set_num_threads(self._threads)
                 stack.callback(torch.set_num_threads, before)
-            stack.enter_context(eval_mode(self._model))
+            stack.enter_context(evaluating(self._model))
             stack.enter_context(torch.inference_mode())
             if self._function is not self._model:
                 stack.enter_context(_many_variants())

@@ -8,8 +8,7 @@ statistics of such a norm depend on how many channels there are.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slim_core.graph.types import ChannelGroup, Coupling
+from slim_core.modes import evaluating
 from slim_core.workload import call, tensors_of
 
 #: Buffers that divide: a zero there would make the channel infinite instead of silent.
@@ -94,7 +94,7 @@ def outputs_of(model: nn.Module, inputs: Any, *, double: bool = False) -> list[T
     if double:
         model = model.double()
         inputs = as_double(inputs)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         return tensors_of(call(model, inputs))
 
 
@@ -159,14 +159,3 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
         **dict(model.named_buffers(remove_duplicate=False)),
         **dict(model.named_parameters(remove_duplicate=False)),
     }
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from slim_core.errors import SlimError, UnknownNameError
+from slim_core.errors import PluginError, SlimError, UnknownNameError
 from slim_core.registry import KINDS, Lazy, Registry
 
 
@@ -93,7 +95,6 @@ def test_a_long_list_of_names_does_not_hide_the_close_match(registry: Registry) 
         ("datasets", "digits", "slim-zoo"),
         ("cost_models", "latency:my-phone", "slim-latency"),
         ("backends", "onnxruntime", "slim-latency"),
-        ("exporters", "onnx-int8", "slim-quant"),
         ("transforms", "prune.channels", "slim-prune"),
     ],
 )
@@ -141,3 +142,39 @@ def test_a_lazy_value_is_resolved_when_it_is_asked_for() -> None:
     registry.register("losses", "mine.dumps", Lazy("json", "dumps"), plugin="mine")
     assert registry.entries("losses")[0].value == Lazy("json", "dumps")
     assert registry.get("losses", "mine.dumps")([1]) == "[1]"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("assert False", "AssertionError"),
+        ("def (", "SyntaxError"),
+        ("import a_module_that_is_not_there", "No module named"),
+        ("other = 1", "has no attribute 'thing'"),
+    ],
+)
+def test_whatever_the_module_of_a_lazy_value_raises_names_the_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: str
+) -> None:
+    name = f"lazy_module_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry()
+    registry.register("losses", "mine.thing", Lazy(name, "thing"), plugin="mine")
+    with pytest.raises(
+        PluginError, match=f"loss 'mine.thing' of plugin 'mine' cannot be imported: .*{words}"
+    ) as caught:
+        registry.get("losses", "mine.thing")
+    assert caught.value.where == f"{name}:thing"
+
+
+def test_an_error_that_says_what_to_do_comes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "from slim_core.errors import SlimError\nraise SlimError('needs an extra', hint='install it')"
+    (tmp_path / "lazy_module_slim.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry()
+    registry.register("losses", "mine.thing", Lazy("lazy_module_slim", "thing"), plugin="mine")
+    with pytest.raises(SlimError, match="needs an extra"):
+        registry.get("losses", "mine.thing")

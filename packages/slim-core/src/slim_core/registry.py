@@ -24,7 +24,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "cost_models": ("cost model", {"latency:": "slim-latency"}),
     "backends": ("backend", {"onnxruntime": "slim-latency", "openvino": "slim-latency", "ncnn": "slim-latency"}),
     "losses": ("loss", {"distill.": "slim-distill"}),
-    "exporters": ("exporter", {"onnx-int8": "slim-quant"}),
+    "exporters": ("exporter", {}),
     "transforms": ("checkpoint transform", {"prune.": "slim-prune", "quant.": "slim-quant", "nas.": "slim-nas"}),
     "op_rules": ("operator rule", {}),
     "recipes": ("recipe", {}),
@@ -44,7 +44,15 @@ class Lazy:
     attribute: str
 
     def resolve(self) -> Any:
+        """Import the module and return the attribute; whatever the import raises comes through."""
         return getattr(import_module(self.module), self.attribute)
+
+
+def said(error: Exception) -> str:
+    """Return what an import raised: the words of an ImportError or AttributeError, of others the type too."""
+    if isinstance(error, ImportError | AttributeError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +152,7 @@ class Registry:
 
         Raises:
             UnknownNameError: nobody registered ``name``; says the close match and the package that brings it.
-            PluginError: it was registered lazily and cannot be imported.
+            PluginError: it was registered lazily and cannot be imported, whatever its module raises.
         """
         entries = self._of(kind)
         if name not in entries:
@@ -154,9 +162,11 @@ class Registry:
             return value
         try:
             return value.resolve()
-        except (ImportError, AttributeError) as error:
+        except SlimError:  # it says already what is wrong: an extra is missing, for one
+            raise
+        except Exception as error:  # a plugin's module may raise anything
             raise PluginError(
-                f"{self._words[kind][0]} '{name}' of plugin '{entries[name].plugin}' cannot be imported: {error}",
+                f"{self._words[kind][0]} '{name}' of plugin '{entries[name].plugin}' cannot be imported: {said(error)}",
                 where=f"{value.module}:{value.attribute}",
                 hint="reinstall or update the package; `slim plugins` shows its version",
             ) from error

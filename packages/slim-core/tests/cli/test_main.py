@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
+import click
 import pytest
 
+from slim_core.cli.app import SlimGroup
 from slim_core.cli.main import run
 from slim_core.cli.output import Output
-from slim_core.errors import SlimError
+from slim_core.errors import PluginError, SlimError
+from slim_core.registry import Lazy
 
 PROJECT = r"""
     import click
@@ -340,3 +343,16 @@ def test_a_terminal_without_unicode_is_no_reason_to_fail(tmp_path: Path, format:
     if format == "json":
         names = json.loads(done.stdout)["plugins"][-1]["registered"]["models"]
         assert names == ["my/αβγ😀"]
+
+
+def test_a_command_whose_module_raises_anything_names_the_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lazy_command_module.py").write_text("raise RuntimeError('no licence')")
+    monkeypatch.syspath_prepend(tmp_path)
+    group = SlimGroup("slim")
+    added = group.fresh()
+    added.add_lazy("bad", Lazy("lazy_command_module", "command"), "Cannot be imported.")
+    group.adopt(added, "mine")
+    with pytest.raises(PluginError, match="command 'bad' of plugin 'mine' cannot be imported: RuntimeError: no lic"):
+        group.get_command(click.Context(group), "bad")

@@ -15,7 +15,7 @@ import click
 from slim_core.cli.output import Output
 from slim_core.errors import PluginError, SlimError, close_match
 from slim_core.plugins import PluginHost, load_plugins
-from slim_core.registry import Lazy, Registry
+from slim_core.registry import Lazy, Registry, said
 
 
 class App:
@@ -125,9 +125,11 @@ class SlimGroup(click.Group):
         target, _ = self._lazy[name]
         try:
             command = target.resolve()
-        except (ImportError, AttributeError) as error:
+        except SlimError:  # it says already what is wrong: an extra is missing, for one
+            raise
+        except Exception as error:  # a plugin's module may raise anything
             raise PluginError(
-                f"command '{name}' of plugin '{self.owners.get(name)}' cannot be imported: {error}",
+                f"command '{name}' of plugin '{self.owners.get(name)}' cannot be imported: {said(error)}",
                 where=f"{target.module}:{target.attribute}",
             ) from error
         if not isinstance(command, click.Command):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,18 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(MeasureError, match="cannot read inputs") as caught:
             read(tmp_path / name)
         assert caught.value.where == str(tmp_path / name)
+
+
+def test_every_cut_and_many_flipped_bytes_of_a_file_are_one_clear_error_or_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "in.npz"
+    np.savez_compressed(path, a=np.arange(40), b=np.ones((2, 2), np.float32))
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(MeasureError, match="cannot read inputs"):
+            read(path)
+    for position in range(len(whole)):
+        for mask in (0x01, 0x80, 0xFF):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ mask]) + whole[position + 1 :])
+            with contextlib.suppress(MeasureError):
+                read(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,12 @@ from torch import Tensor
 
 from slim_core.errors import MeasureError
 from slim_core.tensors import TensorSpec
+
+#: what numpy and its zip reader raise for files that are damaged, encrypted, or say absurd sizes
+_UNREADABLE = (
+    OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 
 
 def draw(
@@ -49,14 +57,14 @@ def read(path: Path) -> dict[str, Tensor]:
     """Return the arrays of an ``.npz`` file.
 
     Raises:
-        MeasureError: the file is not there or is not one.
+        MeasureError: the file is not there, is damaged, or is not one.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not hasattr(archive, "files"):
                 raise ValueError("it holds a single array without a name")
             return {name: torch.from_numpy(np.array(archive[name])) for name in archive.files}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError) as error:
+    except _UNREADABLE as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise MeasureError(
             f"cannot read inputs: {first}", where=str(path), hint="write one with numpy.savez(path, NAME=array)"

@@ -153,6 +153,22 @@ def test_an_unreachable_budget_says_what_is_reachable_and_why(model, budget, opt
     slim_prune.plan(model, INPUTS, {name: least + 1e-3}, **options)  # what it names as reachable is
 
 
+@pytest.mark.parametrize("amount", [0.5, "10K"])
+def test_a_budget_of_a_cost_that_the_model_does_not_have(amount) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(10, 8)
+            self.norm = nn.BatchNorm1d(8)
+
+        def forward(self, index):
+            return self.norm(self.table(index)).sum(1)
+
+    with pytest.raises(BudgetError, match=r"means nothing here: the model has 0 macs") as caught:
+        slim_prune.plan(Scaled().eval(), (torch.arange(4),), budget={"macs": amount})
+    assert "params" in str(caught.value.hint)
+
+
 def test_include_and_exclude(model) -> None:
     plan = slim_prune.plan(model, INPUTS, {"params": 0.95}, include=["inner"])
     assert [group.name for group in plan.groups] == ["inner.0"]

@@ -59,6 +59,9 @@ class Problem:
         models: cost models by name: those of the bounds, and any others to report.
         bounds: what must hold.
         remark: why the rest of the model cannot be touched, for the error of an unreachable budget.
+
+    Raises:
+        BudgetError: the model has nothing of a cost that is bounded.
     """
 
     def __init__(
@@ -78,7 +81,18 @@ class Problem:
         self._memo: dict[tuple[int, ...], dict[str, float]] = {}
         self.original = {name: float(model.total(coupling.graph)) for name, model in self._models.items()}
         self._memo[tuple(choice.group.units for choice in choices)] = self.original
+        for bound in self.bounds:
+            if not self.original[bound.cost] > 0:
+                raise BudgetError(
+                    f"the budget {bound} means nothing here: the model has {figure(self.original[bound.cost])} "
+                    f"{bound.cost}",
+                    hint="bound a cost that the model has: "
+                    + (", ".join(self._costly()) or "it has none of those known"),
+                )
         self.limits = {bound.cost: bound.limit(self.original[bound.cost]) for bound in self.bounds}
+
+    def _costly(self) -> list[str]:
+        return [name for name, value in self.original.items() if value > 0]
 
     def everything(self) -> dict[str, int]:
         """Return the choice that keeps all units."""

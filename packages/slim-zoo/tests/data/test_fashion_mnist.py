@@ -73,14 +73,16 @@ WHOLE = idx(np.arange(6).reshape(2, 3))
 def test_what_is_not_exactly_an_idx_file_is_refused(data: bytes, message: str):
     with pytest.raises(DataError, match=message) as caught:
         parse_idx(data, "some/file")
+    assert caught.value.what.startswith("the file ")
     assert caught.value.where == "some/file"
+    assert caught.value.hint
 
 
 def test_a_damaged_gzip_file_is_refused(tmp_path: Path):
     zipped = gzip.compress(WHOLE * 100)
     for length in (2, 12, len(zipped) - 4):
         (tmp_path / "x.gz").write_bytes(zipped[:length])
-        with pytest.raises(DataError, match="cannot read"):
+        with pytest.raises(DataError, match="cannot be read"):
             read_idx(tmp_path / "x.gz")
 
 
@@ -90,6 +92,30 @@ def test_the_files_are_found_in_slim_data(folder: Path, monkeypatch: pytest.Monk
         data = fashion_mnist_builder(size=28)
         assert np.array_equal(data.train.inputs[:, 0].numpy(), ARRAYS["train-images-idx3-ubyte"])
         assert np.array_equal(data.val.targets.numpy(), ARRAYS["t10k-labels-idx1-ubyte"])
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_place_that_was_named_is_not_passed_over_for_another(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bool
+):
+    monkeypatch.setattr(module, "SYSTEM_FOLDER", folder)  # the data would be here
+    named = tmp_path / "named"
+    if made:
+        named.mkdir()
+    monkeypatch.setenv("SLIM_DATA", str(named))
+    for look in (fashion_mnist_builder, fashion_mnist_builder.check):
+        with pytest.raises(DataError, match="SLIM_DATA") as caught:
+            look()
+        assert str(named) in caught.value.where
+        assert "unset SLIM_DATA" in caught.value.hint
+    monkeypatch.delenv("SLIM_DATA")
+    fashion_mnist_builder.check(size=28)
+
+
+def test_the_name_says_where_the_files_came_from(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    assert fashion_mnist_builder(folder=str(folder)).name == "fashion-mnist from the folder that was given"
+    monkeypatch.setenv("SLIM_DATA", str(folder))
+    assert fashion_mnist_builder().name == "fashion-mnist from SLIM_DATA"
 
 
 def test_pictures_stay_bytes_in_memory_and_come_out_normalized(folder: Path):
@@ -125,7 +151,7 @@ def test_a_folder_that_is_not_there_says_what_to_do(tmp_path: Path, monkeypatch:
         fashion_mnist_builder(folder=str(tmp_path / "nowhere"))
     assert "SLIM_DATA" in str(caught.value)
     assert "download=True" in str(caught.value)
-    monkeypatch.setenv("SLIM_DATA", str(tmp_path))
+    monkeypatch.delenv("SLIM_DATA", raising=False)
     monkeypatch.setattr(module, "SYSTEM_FOLDER", tmp_path / "none")
     with pytest.raises(DataError, match="are not there"):
         fashion_mnist_builder()

@@ -127,7 +127,8 @@ def _build(recipe: Recipe, registry: Registry) -> tuple[Workload, str]:
         )
     if recipe.weights_path() is not None:
         workload = _with_weights(workload, recipe, registry)
-    return workload, f"{spec.data}{_sizes(dataset)}"
+    named = dataset.name if dataset.name.startswith(spec.data) else spec.data  # a data set may say where it came from
+    return workload, f"{named}{_sizes(dataset)}"
 
 
 def _make(build: Callable[[], Any], what: str, where: str) -> Any:

@@ -19,7 +19,7 @@ from slim_core.data import Dataset, TensorSource
 from slim_core.errors import DataError
 from slim_core.files import atomic_path
 from slim_zoo.data.augment import CropFlip, Normalize
-from slim_zoo.data.idx import parse_idx, uncompressed
+from slim_zoo.data.idx import AGAIN, parse_idx, uncompressed
 
 #: Where Debian's package dataset-fashion-mnist puts the files.
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -49,9 +49,10 @@ def fashion_mnist(
 ) -> Dataset:
     """Return Fashion-MNIST.
 
-    The files are looked for in ``folder``, then in ``$SLIM_DATA/fashion-mnist`` and ``$SLIM_DATA``, then where
-    Debian's package ``dataset-fashion-mnist`` puts them. Training shuffles, shifts by up to an eighth of the size
-    and mirrors.
+    The files are taken from ``folder`` if it is given; else, if ``SLIM_DATA`` is set, from
+    ``$SLIM_DATA/fashion-mnist`` or ``$SLIM_DATA``; else from where Debian's package ``dataset-fashion-mnist`` puts
+    them. A place that was named and does not hold them is an error. Training shuffles, shifts by up to an eighth of
+    the size and mirrors.
 
     Args:
         batch_size: samples per batch.
@@ -82,7 +83,7 @@ def fashion_mnist(
         num_classes=10,
         input_shape=(1, size, size),
         task_kwargs={"num_classes": 10},
-        name="fashion-mnist",
+        name=f"fashion-mnist from {_place_name(place, folder)}",
         class_names=CLASSES,
     )
 
@@ -93,11 +94,19 @@ def _load(folder: Path, part: str, size: int, limit: int | None) -> tuple[Tensor
     images = parse_idx(uncompressed(images_at), str(images_at))
     labels = parse_idx(uncompressed(labels_at), str(labels_at))
     if images.ndim != 3 or images.shape[1:] != (SIDE, SIDE):
-        raise DataError(f"holds {' x '.join(map(str, images.shape))} values, not N x 28 x 28", where=str(images_at))
+        raise DataError(
+            f"the file holds {' x '.join(map(str, images.shape))} values, not N x 28 x 28",
+            where=str(images_at),
+            hint=AGAIN,
+        )
     if labels.ndim != 1 or len(labels) != len(images):
-        raise DataError(f"holds {labels.size} labels for {len(images)} pictures", where=str(labels_at))
+        raise DataError(
+            f"the file holds {labels.size} labels for {len(images)} pictures", where=str(labels_at), hint=AGAIN
+        )
     if labels.size and labels.max() >= len(CLASSES):
-        raise DataError(f"holds label {labels.max()}; the largest is {len(CLASSES) - 1}", where=str(labels_at))
+        raise DataError(
+            f"the file holds label {labels.max()}; the largest is {len(CLASSES) - 1}", where=str(labels_at), hint=AGAIN
+        )
     pictures = torch.tensor(images[:limit])[:, None]  # (N, 1, 28, 28), uint8
     return resized(pictures, size), torch.tensor(labels[:limit]).long()
 
@@ -115,11 +124,18 @@ def resized(pictures: Tensor, size: int) -> Tensor:
 
 
 def _candidates(folder: str | None) -> list[Path]:
+    """Return where the files may be. Who names a place gets the data from there or not at all."""
     if folder is not None:
         return [Path(folder)]
     data = os.environ.get("SLIM_DATA")
-    own = [Path(data) / "fashion-mnist", Path(data)] if data else []
-    return [*own, SYSTEM_FOLDER]
+    return [Path(data) / "fashion-mnist", Path(data)] if data else [SYSTEM_FOLDER]
+
+
+def _place_name(place: Path, folder: str | None) -> str:
+    """Return where the files came from, without a path of this machine."""
+    if folder is not None:
+        return "the folder that was given"
+    return "SLIM_DATA" if os.environ.get("SLIM_DATA") else f"{SYSTEM_FOLDER}"
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -139,12 +155,36 @@ def _find(folder: str | None) -> Path:
                 where=str(place),
                 hint="put the file there (plain or .gz), or ask for download=True",
             )
+    named = "folder" if folder is not None else "SLIM_DATA" if os.environ.get("SLIM_DATA") else ""
+    if named == "SLIM_DATA" and not Path(os.environ["SLIM_DATA"]).is_dir():
+        what = f"SLIM_DATA is set to '{os.environ['SLIM_DATA']}', which is no folder"
+    else:
+        what = f"the files of Fashion-MNIST are not there{f', where {named} points to' if named else ''}"
+    if named == "SLIM_DATA":
+        hint = (
+            f"unset SLIM_DATA to use {SYSTEM_FOLDER} (`apt install dataset-fashion-mnist`), put the files into that "
+            "folder, or ask for download=True"
+        )
+    else:
+        hint = (
+            "set SLIM_DATA to the folder that holds them; or `apt install dataset-fashion-mnist`; or ask for "
+            "download=True"
+        )
     raise DataError(
-        "the files of Fashion-MNIST are not there",
+        what,
         where=", ".join(map(str, candidates)),
-        hint="set SLIM_DATA to the folder that holds them; or `apt install dataset-fashion-mnist`; "
-        "or ask for download=True (about 30 MB); the data set 'digits' needs no files",
+        hint=f"{hint} (about 30 MB); the data set 'digits' needs no files",
     )
+
+
+def check_files(*, folder: str | None = None, download: bool = False, **_others: object) -> None:
+    """Look whether the files are there, without reading them. Takes the arguments of :func:`fashion_mnist`.
+
+    Raises:
+        DataError: they are not, or not all of them.
+    """
+    if not download:
+        _find(folder)
 
 
 def _download(folder: str | None) -> Path:
@@ -171,3 +211,6 @@ def _fetch(url: str, target: Path, digest: str) -> None:
         found = hashlib.sha256(uncompressed(staging)).hexdigest()
         if found != digest:
             raise DataError(f"what {url} sent is not the published file: sha256 {found}, expected {digest}")
+
+
+fashion_mnist.check = check_files  # type: ignore[attr-defined]  # asked when a recipe is checked, before anything is read

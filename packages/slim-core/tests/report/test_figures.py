@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from slim_core.report import ModelRow, StepRow, figures
+from slim_core.report.card import render_card
 
 
 def rows(report):
@@ -146,3 +147,24 @@ def test_layer_tables_take_all_columns():
 )
 def test_details_are_short_text(value, text):
     assert figures.plain(value) == text
+
+
+def test_change_and_factor_of_a_latency_come_from_the_same_ratio(report):
+    row = replace(
+        report.latency[0], original_ms=1.16, compressed_ms=1.14, speedup=0.8, speedup_low=0.7, speedup_high=0.9
+    )
+    shown = figures.latency_comparison(row)
+    assert (shown.change, shown.factor) == ("+25.0 %", "1.25× slower")  # the medians alone would be 1.7 % faster
+
+
+def test_a_latency_whose_interval_holds_one_is_even_everywhere(report):
+    row = replace(
+        report.latency[0], original_ms=1.16, compressed_ms=1.14, speedup=0.855, speedup_low=0.72, speedup_high=1.43
+    )
+    shown = figures.latency_comparison(row)
+    assert (shown.verdict, shown.change, shown.factor) == ("even", "no clear change", "even (0.72–1.43×)")
+    even = replace(report, latency=(row,))
+    assert "latency even (0.72–1.43×) on ort at batch 1" in figures.headline(even)
+    assert "| ort, batch 1 | 1.16 ms | **1.14 ms** | even (0.72–1.43×) |" in render_card(even)
+    assert "slower" not in figures.headline(even)
+    assert figures.latency_comparison(replace(row, speedup=1.0, speedup_low=None, speedup_high=None)).factor == "even"

@@ -62,7 +62,7 @@ def _table(report: Report) -> str:
             _text(row.label),
             fmt.value(row.original, row.unit),
             f"**{fmt.value(row.compressed, row.unit)}**",
-            row.change + (f" ({row.factor})" if row.factor else ""),
+            row.factor if row.factor.startswith("even") else row.change + (f" ({row.factor})" if row.factor else ""),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

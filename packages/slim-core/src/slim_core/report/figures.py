@@ -11,6 +11,7 @@ from slim_core.report.data import LatencyRow, MetricInfo, ModelRow, Report, Step
 
 #: losses that span more than this are drawn on a logarithmic axis
 LOG_SPAN = 30.0
+_INTERVAL = "95 %: "
 
 Verdict = Literal["better", "accepted", "worse", "even", "unknown"]
 
@@ -30,6 +31,7 @@ class Comparison:
         spread: half-width texts for original and compressed, where there are any.
         interval: what is known about the factor, where anything is.
         ratio: original over compressed where it was measured as a ratio; otherwise that of the two figures counts.
+            Change and factor both come from it.
     """
 
     group: str
@@ -45,14 +47,23 @@ class Comparison:
 
     @property
     def change(self) -> str:
-        """Return the difference as text."""
+        """Return the difference as text; of a latency, what the measured ratio says."""
+        if self.group == "Latency" and self.verdict == "even":
+            return "no clear change"
+        if self.ratio:
+            return fmt.change(self.ratio, 1.0, self.unit)
         return fmt.change(self.original, self.compressed, self.unit)
 
     @property
     def factor(self) -> str:
-        """Return ``2.1× smaller``, ``1.3× slower``, … for figures where less is better; ``""`` otherwise."""
+        """Return ``2.1× smaller``, ``1.3× slower``, … for figures where less is better; ``""`` otherwise.
+
+        A latency whose interval holds 1 is ``even (0.91–1.12×)``: which model is faster, nobody can tell.
+        """
         if self.group == "Quality" or not self.original or not self.compressed:
             return ""
+        if self.group == "Latency" and self.verdict == "even":
+            return f"even ({self.interval.removeprefix(_INTERVAL)})" if self.interval else "even"
         less, more = ("faster", "slower") if self.unit == "ms" else ("smaller", "larger")
         if self.label == "MACs":
             less, more = "fewer", "more"
@@ -141,7 +152,7 @@ def latency_comparison(row: LatencyRow) -> Comparison:
     threads = f", {row.threads} thread{'s' if row.threads != 1 else ''}" if row.threads else ""
     interval = ""
     if row.speedup_low is not None and row.speedup_high is not None:
-        interval = f"95 %: {row.speedup_low:.2f}–{row.speedup_high:.2f}×"
+        interval = f"{_INTERVAL}{row.speedup_low:.2f}–{row.speedup_high:.2f}×"
     verdicts: dict[str, Verdict] = {"faster": "better", "slower": "worse", "even": "even"}
     return Comparison(
         "Latency",
@@ -170,7 +181,9 @@ def headline(report: Report) -> str:
     if size_row is not None and size_row.factor:
         parts.append(f"{size_row.factor} on disk")
     latency = [row for row in rows if row.group == "Latency"]
-    if latency and latency[0].factor:
+    if latency and latency[0].verdict == "even":
+        parts.append(f"latency {latency[0].factor} on {latency[0].label.replace(',', ' at', 1)}")
+    elif latency and latency[0].factor:
         parts.append(f"{latency[0].factor} on {latency[0].label.replace(',', ' at', 1)}")
     elif latency:
         parts.append(f"as fast as before on {latency[0].label.replace(',', ' at', 1)}")

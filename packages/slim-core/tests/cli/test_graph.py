@@ -92,6 +92,8 @@ class TestJson:
     def test_modules_groups_and_frozen_dimensions(self, slim: Any) -> None:
         data = read(slim, "net")
         assert [row["path"] for row in data["modules"]] == ["", "stem", "norm", "head"]
+        assert data["modules"][1]["peak_activation_bytes"] == 4 * 256 * (3 + 8)
+        assert data["modules"][2]["peak_activation_bytes"] == 4 * 256 * (3 + 8 + 8)
         assert [(group["name"], group["units"]) for group in data["groups"]] == [("stem", 8)]
         members = {(member["name"], member["dim"], member["kind"]) for member in data["groups"][0]["members"]}
         assert {("stem.weight", 0, "out"), ("norm.weight", 0, "per_channel"), ("head.weight", 1, "in")} <= members
@@ -112,6 +114,9 @@ class TestJson:
         assert {"modules", "groups", "frozen"}.isdisjoint(data)
         assert data["nodes"][0]["module"] == "stem"
         assert sum(row["macs"] for row in data["nodes"]) == data["macs"]
+        assert data["nodes"][0]["inputs"] == [[1, 3, 16, 16], [8, 3, 3, 3]]
+        assert data["nodes"][0]["param_names"] == ["stem.weight"]
+        assert data["nodes"][0]["live_bytes"] == 4 * 256 * (3 + 8)
         assert {"groups", "frozen"} <= set(read(slim, "net", "--groups", "--frozen"))
 
     def test_arguments_reach_the_builder_and_the_size_of_the_picture(self, slim: Any) -> None:

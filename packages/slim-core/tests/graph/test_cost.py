@@ -242,6 +242,39 @@ class TestModules:
     def test_activations_of_a_module(self) -> None:
         assert self.report().module("blocks.0").activation_bytes == 4 * 3 * (4 * 64)
 
+    def test_what_is_alive_while_each_operator_runs(self) -> None:
+        x, wide, pooled, out = 4 * 3 * 64, 4 * 4 * 64, 4 * 4, 4 * 10  # bytes; x is the caller's and stays
+        block = [
+            ("one", x + 2 * wide),  # its input is added later, and stays
+            ("two", x + 3 * wide),
+            ("", x + 3 * wide),  # the addition: both operands and the sum
+        ]
+        expected = [("stem", x + wide)]
+        expected += [(f"blocks.{n}.{name}".rstrip("."), alive) for n in (0, 1) for name, alive in block]
+        expected += [("", x + wide + pooled), ("head", x + pooled + out)]
+        report = self.report()
+        assert [(row.module, row.live_bytes) for row in report.nodes] == expected
+        assert {path: report.module(path).peak_activation_bytes for path in ("", "stem", "blocks.1.one", "head")} == {
+            "": x + 3 * wide, "stem": x + wide, "blocks.1.one": x + 2 * wide, "head": x + pooled + out
+        }  # fmt: skip
+        assert report.module("blocks.0").peak_activation_bytes == report.peak_activation_bytes == x + 3 * wide
+
+    def test_the_peak_of_the_model_is_that_of_its_dearest_operator(self) -> None:
+        report = self.report()
+        assert report.peak_activation_bytes == max(row.live_bytes for row in report.nodes)
+
+    def test_an_operator_has_its_inputs_and_its_parameters_names(self) -> None:
+        rows = {row.module: row for row in self.report().nodes}
+        assert (rows["stem"].inputs, rows["stem"].param_names) == (((1, 3, 8, 8), (4, 3, 3, 3)), ("stem.weight",))
+        assert rows["head"].inputs == ((1, 4), (10, 4), (10,))
+        assert rows["head"].param_names == ("head.weight", "head.bias")
+        assert (rows["blocks.1"].inputs, rows["blocks.1"].param_names) == (((1, 4, 8, 8), (1, 4, 8, 8)), ())
+
+    def test_a_tied_parameter_is_named_wherever_it_is_read(self) -> None:
+        rows = {row.module: row for row in cost(record(Tied(), (torch.zeros(2, 3, dtype=torch.int64),))).nodes}
+        assert rows["embed"].param_names == rows["head"].param_names == ("embed.weight",)
+        assert (rows["embed"].params, rows["head"].params) == (40, 0)
+
     def test_a_module_that_did_not_run_is_not_there(self) -> None:
         with pytest.raises(KeyError):
             self.report().module("nowhere")

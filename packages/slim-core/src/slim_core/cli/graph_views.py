@@ -127,7 +127,7 @@ def _notes(graph: Graph, report: CostReport) -> list[str]:
 
 
 def _modules(report: CostReport, kinds: Mapping[str, str], depth: int) -> Table:
-    table = _table("module", "class", "operators", "output", "MACs", "share", "parameters", "activations")
+    table = _table("module", "class", "operators", "output", "MACs", "share", "parameters", "activations", "peak")
     for row in report.modules:
         if row.depth > depth:
             continue
@@ -142,12 +142,13 @@ def _modules(report: CostReport, kinds: Mapping[str, str], depth: int) -> Table:
             f"{row.macs / report.macs:.1%}" if row.macs and report.macs else "-",
             count(row.params) if row.params else "-",
             size(row.activation_bytes) if row.activation_bytes else "-",
+            size(row.peak_activation_bytes) if row.ops else "-",
         )
     return table
 
 
 def _nodes(report: CostReport) -> Table:
-    table = _table("#", "operator", "module", "output", "MACs", "parameters", "activations", "line")
+    table = _table("#", "operator", "module", "output", "MACs", "parameters", "activations", "alive", "line")
     for row in report.nodes:
         _add(
             table,
@@ -158,6 +159,7 @@ def _nodes(report: CostReport) -> Table:
             count(row.macs) if row.macs else "-",
             count(row.params) if row.params else "-",
             size(row.activation_bytes) if row.activation_bytes else "-",
+            size(row.live_bytes),
             _place(row.source).partition("\n")[0],
         )
     return table
@@ -216,7 +218,8 @@ def _table(*columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    numbers = ("#", "operators", "MACs", "share", "parameters", "activations", "units", "norms and gates")
+    numbers = ("#", "operators", "MACs", "share", "parameters", "activations", "peak", "alive", "units",
+               "norms and gates")  # fmt: skip
     table = Table(box=box.SIMPLE_HEAD, expand=False)
     for column in columns:
         table.add_column(

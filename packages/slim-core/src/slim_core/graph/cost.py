@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -38,20 +39,27 @@ class NodeCost:
         index: position in ``Graph.nodes``.
         op: the operator's full name.
         module: path of the module that ran it.
+        inputs: shapes of the tensors that it takes, in the order of its arguments; parameters and buffers too.
         shape: shape of its first output.
         macs: multiply-accumulates, 0 for operators that are not counted.
         params: parameters that no operator before this one has read.
+        param_names: (first) state-dict names of all parameters that it reads.
         activation_bytes: bytes of the new tensors that it makes; 0 for views and in-place operators.
+        live_bytes: bytes of the inputs and intermediate tensors that are alive while it runs; see
+            ``CostReport.peak_activation_bytes``.
         source: the user's line.
     """
 
     index: int
     op: str
     module: str
+    inputs: tuple[tuple[int, ...], ...]
     shape: tuple[int, ...]
     macs: int
     params: int
+    param_names: tuple[str, ...]
     activation_bytes: int
+    live_bytes: int
     source: SourceLine | None
 
 
@@ -68,6 +76,7 @@ class ModuleCost:
         params: parameters by their (first) state-dict name; tied ones count once.
         param_bytes: bytes of these parameters.
         activation_bytes: bytes of the tensors made inside.
+        peak_activation_bytes: most bytes alive in the whole model while an operator inside runs.
         own_ops: operators that the module runs itself.
         own_macs: multiply-accumulates of these.
         own_params: parameters of the module itself.
@@ -81,6 +90,7 @@ class ModuleCost:
     params: int
     param_bytes: int
     activation_bytes: int
+    peak_activation_bytes: int
     own_ops: int
     own_macs: int
     own_params: int
@@ -233,6 +243,11 @@ def peak_activation_bytes(graph: Graph) -> int:
     Inputs belong to the caller and outputs are returned: both live to the end. Everything else dies after its last
     use, however long a variable of the user's forward would keep it.
     """
+    return max(_live(graph))
+
+
+def _live(graph: Graph) -> list[int]:
+    """Return the bytes that are alive while each operator runs, and at last those that are left after all of them."""
     values, end = graph.values, len(graph.nodes)
     size, born, dies = _storages(graph), dict.fromkeys(map(_key, _inputs(graph)), 0), dict[int, int]()
     for node in graph.nodes:
@@ -249,11 +264,7 @@ def peak_activation_bytes(graph: Graph) -> int:
     for key, start in born.items():
         change[start] += size[key]
         change[dies[key] + 1] -= size[key]
-    alive = peak = 0
-    for step in change:
-        alive += step
-        peak = max(peak, alive)
-    return peak
+    return list(accumulate(change[:-1]))
 
 
 def refs(node: Node) -> Iterator[Ref]:
@@ -298,21 +309,29 @@ def _storages(graph: Graph) -> dict[int, int]:
 def _node_rows(graph: Graph) -> Iterator[NodeCost]:
     values = graph.values
     parameters = {_key(value): prod(value.shape) for value in values if value.kind == "parameter"}
+    names = {_key(value): value.names[0] for value in values if value.kind == "parameter" and value.names}
+    live = _live(graph)
     sizes, made = _storages(graph), {_key(value) for value in _inputs(graph)}
     unread = dict(parameters)
     for node in graph.nodes:
         outputs = {_key(values[index]) for index in node.outputs}
-        read = {_key(values[ref.index]) for ref in refs(node)} - outputs  # a view of a weight does not read it
+        taken = [values[ref.index] for ref in refs(node)]
+        read = [
+            key for key in dict.fromkeys(map(_key, taken)) if key not in outputs
+        ]  # a view of a weight reads nothing
         new = [key for key in outputs if key in sizes and key not in made]
         made.update(outputs)
         yield NodeCost(
             index=node.index,
             op=node.op,
             module=node.module,
+            inputs=tuple(value.shape for value in taken),
             shape=values[node.outputs[0]].shape if node.outputs else (),
             macs=macs_of(node, values) or 0,
             params=sum(unread.pop(key, 0) for key in read),
+            param_names=tuple(names[key] for key in read if key in names),
             activation_bytes=sum(sizes[key] for key in new),
+            live_bytes=live[node.index],
             source=node.source,
         )
 
@@ -326,7 +345,7 @@ def _module_rows(graph: Graph, nodes: tuple[NodeCost, ...]) -> tuple[ModuleCost,
                 row(parent)
             rows[path] = dict.fromkeys(
                 ("ops", "macs", "params", "param_bytes", "activation_bytes", "own_ops", "own_macs", "own_params"), 0
-            ) | {"shape": ()}
+            ) | {"shape": (), "peak_activation_bytes": 0}
         return rows[path]
 
     def add(path: str, **amounts: int) -> None:
@@ -341,6 +360,7 @@ def _module_rows(graph: Graph, nodes: tuple[NodeCost, ...]) -> tuple[ModuleCost,
         add(node.module, ops=1, macs=node.macs, activation_bytes=node.activation_bytes)
         for owner in (*_parents(node.module), node.module):
             rows[owner]["shape"] = node.shape
+            rows[owner]["peak_activation_bytes"] = max(rows[owner]["peak_activation_bytes"], node.live_bytes)
     for value in graph.values:
         if value.kind == "parameter":
             path = value.names[0].rpartition(".")[0] if value.names else ""
@@ -381,7 +401,9 @@ def _plain(row: NodeCost | ModuleCost | Uncounted) -> dict[str, Any]:
     data = {name: getattr(row, name) for name in row.__dataclass_fields__}
     if "source" in data:
         data["source"] = str(data["source"]) if data["source"] else None
-    for name in ("shape", "modules"):
+    for name in ("shape", "modules", "param_names"):
         if name in data:
             data[name] = list(data[name])
+    if "inputs" in data:
+        data["inputs"] = [list(shape) for shape in data["inputs"]]
     return data

@@ -15,6 +15,7 @@ Environment: ``SLIM_PLUGINS=a,b`` selects plugins by entry-point or distribution
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import sys
@@ -143,12 +144,14 @@ class PluginHost:
             return self._outcomes[file.name]
         strict, self._strict = self._strict, True
         try:
+            held = _digest(file)
             self.load([Candidate(name, None, None, lambda: import_file(file))])
         except PluginError:
             self._outcomes.pop(name, None)
             raise
         finally:
             self._strict = strict
+        self.registry.files[file.name] = held
         return self._outcomes[name]
 
     def register_commands(self, cli: CommandLine) -> None:
@@ -450,3 +453,11 @@ def _ignore(hook: str, impls: Sequence[Any], arguments: Mapping[str, Any]) -> No
 
 def _same(module: ModuleType) -> ModuleType:
     return module
+
+
+def _digest(file: Path) -> str:
+    """Return what tells versions of a local file apart; of a file that cannot be read, whose import says so."""
+    try:
+        return f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+    except OSError:
+        return "unreadable"

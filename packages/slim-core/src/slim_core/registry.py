@@ -88,6 +88,8 @@ class Registry:
         self._words: dict[str, tuple[str, dict[str, str]]] = dict(KINDS)
         #: distributions whose plugins are loaded, so that an error does not ask to install one of them
         self.installed: set[str] = set()
+        #: local files that are loaded as plugins (``--load``), by name: ``sha256:…`` of what they held, shortened
+        self.files: dict[str, str] = {}
 
     def add_kind(self, kind: str, word: str, providers: dict[str, str] | None = None) -> None:
         """Declare a further kind (``"importances"``), as plugins with hookspecs of their own do."""

@@ -76,6 +76,25 @@ def test_a_slower_model_is_called_slower_and_told_what_to_change(backend, hint):
     assert note.hint.startswith(hint)
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"target": "onnxruntime", "skip": []},
+            "runtime (the step's target), leave small layers in float (the step's skip)",
+        ),
+        ({"exclude": []}, "runtime, leave small layers in float (the step's exclude)"),
+        ({}, "quantize for this runtime, leave small layers in float, or drop"),
+    ],
+)
+def test_the_hint_names_keys_that_the_quantizing_step_has(keys, said):
+    made = report(latency=(latency(0.8, "onnxruntime"),))
+    index = next(step.index for step in made.steps if step.kind.startswith("quant."))
+    steps = [{"kind": "x"} for _ in range(index - 1)] + [{"kind": "quant.ptq", **keys}]
+    (note,) = judge(replace(made, recipe={"steps": steps}))
+    assert said in note.hint
+
+
 def test_a_slower_pruned_model_is_told_about_rounding():
     made = report(latency=(latency(0.8),))
     (note,) = judge(replace(made, steps=made.steps[:2]))

@@ -19,6 +19,8 @@ from slim_core.errors import (
     RecipeError,
     SlimError,
 )
+from slim_core.plugins import load_plugins
+from slim_core.progress import SilentProgress
 from slim_core.recipe import run
 from slim_core.report import read_report
 from slim_core.tasks import ClassificationTask
@@ -106,6 +108,8 @@ def test_the_resolved_recipe_gives_the_same_bytes(recipe, registry, tmp_path):
 CHILD = """
 import sys, json
 from slim_core.plugins import load_plugins
+from slim_core.plugins import load_plugins
+from slim_core.progress import SilentProgress
 from slim_core.recipe import run
 host = load_plugins()
 host.load_file(sys.argv[1])
@@ -178,6 +182,19 @@ def test_a_damaged_step_is_done_again(recipe, registry, tmp_path):
     assert damaged.read_bytes() == whole
 
 
+def test_a_damaged_original_is_made_again_although_later_steps_are_done(recipe, registry, tmp_path):
+    recipe["steps"].append({"kind": "t.nudge", "interrupt": str(tmp_path / "marker")})
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path / "out", registry=registry)
+    damaged = tmp_path / "out/steps/00-original/model.safetensors"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-100])
+    run(recipe, tmp_path / "out", registry=registry)
+    assert damaged.read_bytes() == whole
+    run(recipe, tmp_path / "whole", registry=registry)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
 def test_a_finished_run_is_only_drawn_again(recipe, registry, tmp_path):
     first = run(recipe, tmp_path, registry=registry)
     stamp = (tmp_path / "model.safetensors").stat().st_mtime_ns
@@ -198,6 +215,44 @@ def test_a_run_that_is_resumed_with_other_packages_says_so(recipe, registry, tmp
     report = run(recipe, tmp_path / "out", registry=registry)
     (text,) = [note.text for note in report.notes if "different packages" in note.text]
     assert text.endswith(f"different packages: torch 1.0 and then {torch.__version__}")
+
+
+class Noting(SilentProgress):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_an_edit_of_a_loaded_file_in_the_middle_of_a_run_is_noted(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIM_PLUGINS", "")
+    file = tmp_path / "my_project.py"
+    file.write_text(PROJECT.read_text())
+
+    def loaded():
+        host = load_plugins()
+        host.load_file(file)
+        return host.registry
+
+    recipe["steps"].append({"kind": "t.nudge", "interrupt": str(tmp_path / "marker")})
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path / "out", registry=loaded())
+    file.write_text(PROJECT.read_text() + "\nEDITED = True\n")
+    progress = Noting()
+    report = run(recipe, tmp_path / "out", registry=loaded(), progress=progress)
+    (text,) = [note.text for note in report.notes if "different contents" in note.text]
+    assert text == "the run was begun and resumed with different contents of my_project.py"
+    assert any("my_project.py has changed since this run was begun" in note for note in progress.notes)
+    held = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    assert report.versions["my_project.py"] == f"sha256:{held}"
+
+    progress = Noting()
+    run(recipe, tmp_path / "out", registry=loaded(), progress=progress)
+    assert not any("has changed" in note for note in progress.notes)
+    file.write_text(PROJECT.read_text() + "\nEDITED = 2\n")
+    run(recipe, tmp_path / "out", registry=loaded(), progress=progress)
+    assert any("my_project.py has changed since that run" in note for note in progress.notes)
 
 
 def test_another_title_or_tolerance_does_not_train_again(recipe, registry, tmp_path):
@@ -230,11 +285,11 @@ def test_a_folder_with_another_run_is_refused_and_says_what_differs(recipe, regi
 
 
 def test_foreign_files_are_not_replaced_unasked(recipe, registry, tmp_path):
-    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "report.html").write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputFolderError, match=r"would replace: README\.md"):
+    with pytest.raises(OutputFolderError, match=r"would replace: report\.html"):
         run(recipe, tmp_path, registry=registry)
-    assert (tmp_path / "README.md").read_text() == "mine"
+    assert (tmp_path / "report.html").read_text() == "mine"
     run(recipe, tmp_path, registry=registry, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 

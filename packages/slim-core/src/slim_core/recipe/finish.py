@@ -30,6 +30,8 @@ from slim_core.workload import Workload
 #: extension of exported files by format; other formats get their own name
 _SUFFIX = {"onnx": ".onnx"}
 
+_DIGEST = "sha256:"  # what the registry has for a local file begins with it; no version does
+
 
 def preflight(recipe: Recipe, prepared: Prepared, folder: OutFolder, registry: Registry, *, tried: bool) -> None:
     """Try what comes last before the long work begins: runtimes, and the export of the untrained model.
@@ -92,7 +94,7 @@ def finish(
         seed=recipe.seed,
         recipe=resolved,
         recipe_hash=folder.identity,
-        versions=versions({"slim-core", *registry.installed}),
+        versions=software(registry),
         device=this_device(),
         metrics=tuple(info for info in prepared.metrics if info.name in {**base.metrics, **last.metrics}),
         original=_final_row(base, "original", "original", exported.get("original")),
@@ -110,6 +112,16 @@ def finish(
     write_text(folder.file(files.RESOLVED), yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     write_views(report, folder.path)
     return report
+
+
+def software(registry: Registry) -> dict[str, str]:
+    """Return the versions of the packages in use, and digests of the local files that were loaded as plugins."""
+    return {**versions({"slim-core", *registry.installed}), **registry.files}
+
+
+def changed_files(before: Mapping[str, str], registry: Registry) -> list[str]:
+    """Return the local files that are loaded and hold something else than ``before``, a run's software, says."""
+    return [name for name, held in registry.files.items() if before.get(name) != held]
 
 
 def rerender(recipe: Recipe, folder: OutFolder) -> Report | None:
@@ -228,15 +240,22 @@ def _merged(notes: Sequence[Note]) -> tuple[Note, ...]:
 
 
 def _version_notes(folder: OutFolder, now: Mapping[str, str]) -> list[Note]:
-    changed = [
+    different = [name for name in dict.fromkeys((*folder.versions, *now)) if folder.versions.get(name) != now.get(name)]
+    local = [name for name in different if _DIGEST in (folder.versions.get(name, "") + now.get(name, ""))]
+    packages = [
         f"{name} {folder.versions.get(name, 'not installed')} and then {now.get(name, 'not installed')}"
-        for name in dict.fromkeys((*folder.versions, *now))
-        if folder.versions.get(name) != now.get(name)
+        for name in different
+        if name not in local
     ]
-    if not changed:
-        return []
-    text = f"the run was begun and resumed with different packages: {'; '.join(changed)}"
-    return [Note("warning", text, hint="the same recipe may give another model when it is run in one go")]
+    hint = "the same recipe may give another model when it is run in one go"
+    notes = []
+    if packages:
+        text = f"the run was begun and resumed with different packages: {'; '.join(packages)}"
+        notes.append(Note("warning", text, hint=hint))
+    if local:
+        text = f"the run was begun and resumed with different contents of {', '.join(local)}"
+        notes.append(Note("warning", text, hint=hint))
+    return notes
 
 
 def _where(row: StepRow) -> str:

@@ -32,6 +32,10 @@ VIEWS = (HTML, CARD)
 #: everything that a run writes into its folder, beside exported files
 OWN_FILES = (CHECKPOINT, REPORT, HTML, CARD, RESOLVED, "model.onnx", "original.onnx", "model.onnx.data")
 _LOCK = ".slim-lock"
+#: how a step's folder is named, and nothing else in ``steps``
+_STEP_FOLDER = re.compile(r"[0-9]{2,}-[A-Za-z0-9._-]+")
+#: what the head of every model card of Slim says
+_CARD_SIGN = "library_name: slim"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +108,17 @@ def open_folder(
         identity: hash of recipe and weights.
         recipe: the resolved recipe, to tell what differs from the run that the folder holds.
         versions: packages, noted when the run begins.
-        overwrite: remove what an earlier run left.
+        overwrite: remove what an earlier run left, and nothing else.
+
+    A run that fails before anything was computed leaves the folder as it found it.
 
     Raises:
-        OutputFolderError: it cannot be written, another process runs in it, or it holds another run.
+        OutputFolderError: it cannot be written, another process runs in it, it holds another run, or files that are
+            not a run's.
     """
     path = Path(out)
+    made, locked = not path.exists(), (path / _LOCK).exists()
+    taken = begun = False
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -121,6 +130,8 @@ def open_folder(
         ) from None
     try:
         _take_lock(lock, path)
+        taken = True
+        _check_card(path)
         if overwrite:
             _wipe(path)
         _check_owner(path, identity, recipe)
@@ -129,7 +140,16 @@ def open_folder(
         if state is None:
             state = {"format": STATE_FORMAT, "run": identity, "recipe": recipe, "versions": dict(versions)}
             write_json(state_file, state)
+            begun = True
         yield OutFolder(path, identity, state.get("versions", {}))
+    except BaseException:
+        if begun:
+            _forget(path)
+        if taken and not locked and not (path / STEPS / "run.json").exists():
+            (path / _LOCK).unlink(missing_ok=True)
+            if made and not any(path.iterdir()):
+                path.rmdir()
+        raise
     finally:
         os.close(lock)  # this also gives the lock back
 
@@ -170,6 +190,12 @@ def _take_lock(lock: int, path: Path) -> None:
         raise OutputFolderError(
             f"another run is working in '{path}'{who}", hint="wait for it, or choose another folder with -o"
         ) from None
+    try:
+        same = os.stat(path / _LOCK).st_ino == os.fstat(lock).st_ino
+    except FileNotFoundError:
+        same = False
+    if not same:  # its owner removed it between our opening and locking it
+        raise OutputFolderError(f"another run was working in '{path}' until now", hint="give the same command again")
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
@@ -181,7 +207,7 @@ def _check_owner(path: Path, identity: str, recipe: Mapping[str, Any]) -> None:
         if ours:
             raise OutputFolderError(
                 f"'{path}' holds files that this run would replace: {', '.join(ours)}",
-                hint="choose another folder with -o, or replace them with --overwrite",
+                hint=f"choose another folder with -o; --overwrite removes {', '.join(ours)}",
             )
         return
     if state.get("run") != identity:
@@ -191,7 +217,7 @@ def _check_owner(path: Path, identity: str, recipe: Mapping[str, Any]) -> None:
         raise OutputFolderError(
             f"'{path}' holds another run" + (f": {shown}" if shown else ""),
             where=str(path / STEPS / "run.json"),
-            hint="choose another folder with -o, or replace the run with --overwrite",
+            hint=f"choose another folder with -o, or replace the run with --overwrite, which removes {_listed(path)}",
         )
 
 
@@ -215,15 +241,75 @@ def _short(value: Any) -> str:
     return "not set" if value is None else repr(value)
 
 
+def _check_card(path: Path) -> None:
+    """Refuse to write a model card over a README that somebody wrote."""
+    card = path / CARD
+    if not card.is_file():
+        return
+    with card.open("rb") as handle:
+        head = handle.read(2048).decode("utf-8", "replace")
+    if not head.startswith("---") or _CARD_SIGN not in head:
+        raise OutputFolderError(
+            f"'{path}' holds a {CARD} that is not Slim's; the run's model card would replace it",
+            where=str(card),
+            hint="choose another folder with -o, or move that file",
+        )
+
+
+def _step_folders(path: Path) -> list[Path]:
+    steps = path / STEPS
+    if not steps.is_dir():
+        return []
+    return sorted(
+        entry for entry in steps.iterdir()
+        if _STEP_FOLDER.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink()
+    )  # fmt: skip
+
+
+def _listed(path: Path) -> str:
+    """Return what ``--overwrite`` would remove."""
+    names = [name for name in OWN_FILES if (path / name).is_file()]
+    return ", ".join([*names, *(f"{STEPS}/{folder.name}" for folder in _step_folders(path)), f"{STEPS}/run.json"])
+
+
 def _wipe(path: Path) -> None:
-    for name in OWN_FILES:
-        (path / name).unlink(missing_ok=True)
+    """Remove a run: its files, and the folders of its steps. Whatever else lies there stays."""
     steps = path / STEPS
     if steps.is_symlink():
         raise OutputFolderError(f"'{steps}' is a link; it is not removed", hint="choose another folder with -o")
-    if steps.exists():
+    state = _read_json(steps / "run.json") if steps.is_dir() else None
+    if steps.exists() and (state is None or "run" not in state or "format" not in state):
+        raise OutputFolderError(
+            f"'{steps}' is not the work of a run of Slim (it has no run.json); it is not removed",
+            where=str(steps),
+            hint="choose another folder with -o, or move it",
+        )
+    for name in OWN_FILES:
+        (path / name).unlink(missing_ok=True)
+    if state is not None:
+        folders = _step_folders(path)
+        for folder in folders:  # first of all no step counts as done any more
+            (folder / "result.json").unlink(missing_ok=True)
+        for folder in folders:
+            shutil.rmtree(folder)
         (steps / "run.json").unlink(missing_ok=True)
-        shutil.rmtree(steps)
+        _remove_if_empty(steps)
+
+
+def _forget(path: Path) -> None:
+    """Take back that a run was begun, if it computed nothing."""
+    steps = path / STEPS
+    state = steps / "run.json"
+    if any(entry != state and not entry.is_dir() for entry in steps.rglob("*")):
+        return
+    state.unlink(missing_ok=True)
+    for folder in (*(folder / "work" for folder in _step_folders(path)), *_step_folders(path), steps):
+        _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

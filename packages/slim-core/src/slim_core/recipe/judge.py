@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from slim_core.report import format as fmt
-from slim_core.report.data import LatencyRow, Note, Report
+from slim_core.report.data import LatencyRow, Note, Report, StepRow
 from slim_core.report.figures import is_share
 
 #: what a result's file may hold beside its model: the recipe, the metrics, the record of what was done
@@ -96,8 +96,8 @@ def _latency_hint(report: Report, row: LatencyRow) -> str:
         )
     if quantized:
         return (
-            "quantize for this runtime (the step's target), leave small layers in float (the step's exclude), or drop "
-            f"the quantization for {row.backend}"
+            f"quantize for this runtime{_key(report, quantized[-1], 'target')}, leave small layers in float"
+            f"{_key(report, quantized[-1], 'skip', 'exclude')}, or drop the quantization for {row.backend}"
         )
     if pruned:
         return (
@@ -105,3 +105,10 @@ def _latency_hint(report: Report, row: LatencyRow) -> str:
             "prune where the time goes: at small batches many layers cost overhead, not MACs"
         )
     return "look at where the time goes, layer by layer, before choosing what to compress"
+
+
+def _key(report: Report, step: StepRow, *names: str) -> str:
+    """Return `` (the step's KEY)`` for the first of ``names`` that the step's technique has, or nothing."""
+    steps = report.recipe.get("steps") or []
+    keys = steps[step.index - 1] if 0 < step.index <= len(steps) else {}
+    return next((f" (the step's {name})" for name in names if name in keys), "")

@@ -19,14 +19,13 @@ from slim_core.errors import CheckpointError, Interrupted, RecipeError
 from slim_core.progress import Progress, SilentProgress
 from slim_core.recipe import folder as files
 from slim_core.recipe.build import Prepared, evaluate_workload, prepare, seeded, step_seed
-from slim_core.recipe.finish import finish, preflight, rerender
+from slim_core.recipe.finish import changed_files, finish, preflight, rerender, software
 from slim_core.recipe.folder import OutFolder
 from slim_core.recipe.load import load_recipe
 from slim_core.recipe.rows import channel_rows, json_value, model_row, table_rows, without_folders
 from slim_core.recipe.schema import Recipe, Step
 from slim_core.registry import Registry
 from slim_core.report.data import Report, StepRow
-from slim_core.report.machine import versions
 from slim_core.technique import Run, StepResult
 from slim_core.workload import Workload
 
@@ -83,13 +82,19 @@ def run_recipe(
     workload: Workload | None = None,
     overwrite: bool = False,
 ) -> Report:
-    """Run a recipe that was read and checked already. See :func:`run`."""
+    """Run a recipe that was read and checked already. See :func:`run`.
+
+    Raises:
+        OutputFolderError: the folder holds another run, or cannot be written.
+        Interrupted: Ctrl-C; the same call goes on.
+        SlimError: a step cannot be done; what is finished stays in ``out``.
+    """
     progress = progress or SilentProgress()
     identity = recipe.identity()
     if workload is not None:
         identity = _identity_with(identity, workload)
-    packages = versions({"slim-core", *registry.installed})
-    with files.open_folder(out, identity, recipe.resolved(), versions=packages, overwrite=overwrite) as folder:
+    used = software(registry)
+    with files.open_folder(out, identity, recipe.resolved(), versions=used, overwrite=overwrite) as folder:
         state = _State()
         try:
             with seeded(recipe.seed):  # the caller's generators are given back as they were
@@ -117,6 +122,8 @@ def _run(
     done = rerender(recipe, folder)
     if done is not None:
         progress.note(f"this recipe is finished in '{folder.path}'; its report was written again")
+        for name in changed_files(done.versions, registry):
+            progress.note(f"{name} has changed since that run; --overwrite runs the recipe with the file as it is now")
         return done
     rows = _finished(recipe, folder)
     with seeded(recipe.seed):
@@ -126,6 +133,8 @@ def _run(
         preflight(recipe, prepared, folder, registry, tried=bool(rows))
     if rows:
         progress.note(f"resuming after {_label(rows[-1])}: {len(rows)} of {len(recipe.steps) + 1} parts are done")
+        for name in changed_files(folder.versions, registry):
+            progress.note(f"{name} has changed since this run was begun; --overwrite begins anew")
     current, rows = _resume(recipe, folder, registry, prepared, rows, progress)
     with progress.track(recipe.name, len(recipe.steps) + 1) as track:
         track.advance(len(rows))
@@ -230,18 +239,30 @@ def _resume(
     rows: list[StepRow],
     progress: Progress,
 ) -> tuple[Workload, list[StepRow]]:
-    """Return the workload that the next step begins from; a damaged checkpoint makes its step be done again."""
+    """Return the workload that the next step begins from; a damaged checkpoint makes its step be done again.
+
+    The original is looked at too, because the end of the run compares with it: when it is damaged, all begins anew.
+    """
     rows = list(rows)
-    while rows:
-        path = folder.step_folder(rows[-1].index, rows[-1].kind) / files.CHECKPOINT
+
+    def usable(row: StepRow) -> Workload | None:
+        path = folder.step_folder(row.index, row.kind) / files.CHECKPOINT
         try:
-            return _read_back(prepared.workload, path, registry, prepared), rows
+            return _read_back(prepared.workload, path, registry, prepared)
         except CheckpointError as error:
-            progress.note(
-                f"the checkpoint of {_label(rows[-1])} cannot be used, so that step is done again: {error.what}"
-            )
-            folder.forget_step(rows[-1].index, rows[-1].kind)
-            rows.pop()
+            progress.note(f"the checkpoint of {_label(row)} cannot be used, so that step is done again: {error.what}")
+            return None
+
+    if len(rows) > 1 and usable(rows[0]) is None:
+        for row in rows:
+            folder.forget_step(row.index, row.kind)
+        return prepared.workload, []
+    while rows:
+        workload = usable(rows[-1])
+        if workload is not None:
+            return workload, rows
+        folder.forget_step(rows[-1].index, rows[-1].kind)
+        rows.pop()
     return prepared.workload, rows
 
 

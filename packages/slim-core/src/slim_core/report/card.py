@@ -28,9 +28,7 @@ def render_card(report: Report) -> str:
         _use(report),
         "## Reproduce\n",
         _fenced("\n".join(" ".join(fmt.clean(line).split()) for line in report.reproduce)),
-        f"Seed {report.seed}; "
-        + _text(", ".join(f"{name} {number}" for name, number in report.versions.items()))
-        + ".\n",
+        f"Seed {report.seed}; {_text(_versions(report))}.\n",
         "## Limits\n",
         _limits(report),
     ]

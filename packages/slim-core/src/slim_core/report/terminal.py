@@ -55,7 +55,8 @@ def render_terminal(report: Report, *, folder: str | None = None) -> Group:
         parts.append(Padding(Text(text, style="yellow"), (0, 0, 0, 1)))
     parts.append(Padding(_text(figures.headline(report), style="bold"), (1, 0, 0, 1)))
     if folder is not None:
-        parts.append(Padding(Text(f"Report: {folder}/report.html"), (0, 0, 0, 1)))
+        # one line however narrow the terminal is, so that it can be clicked and copied
+        parts.append(Text(f" Report: {folder}/report.html", no_wrap=True, overflow="ignore"))
     return Group(*parts)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -45,11 +44,9 @@ def test_the_exported_file_answers_like_the_report_says(out: Path) -> None:
     import numpy as np
     import onnxruntime
 
-    sys.path.insert(0, str(EXAMPLE))
-    try:
-        from my_project import stripes
-    finally:
-        sys.path.remove(str(EXAMPLE))
+    from slim_core.discovery import import_file
+
+    stripes = import_file(EXAMPLE / "my_project.py").stripes
     session = onnxruntime.InferenceSession(out / "model.onnx")
     name = session.get_inputs()[0].name
     right = [

@@ -58,7 +58,8 @@ def test_figures_stand_beside_the_bar() -> None:
     )
 
 
-def test_a_table_in_a_pipe_has_no_escapes_and_keeps_its_width() -> None:
+def test_a_table_in_a_pipe_has_no_escapes_and_keeps_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     out = io.StringIO()
     table = Table("name", "value")
     table.add_row("x" * 60, "y" * 40)

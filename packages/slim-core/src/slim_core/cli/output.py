@@ -73,7 +73,7 @@ class Output:
             json.dump(plain(data), self.stdout, indent=2, ensure_ascii=not _unicode(self.stdout), allow_nan=False)
             self.stdout.write("\n")
         else:
-            self.console().print(render())
+            self.console().print(render(), crop=False)
         self.stdout.flush()
 
     def note(self, line: str) -> None:

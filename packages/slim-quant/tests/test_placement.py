@@ -11,6 +11,7 @@ from slim_core.errors import PatternError, UnknownNameError
 from slim_core.graph.export import export_graph
 from slim_quant.graph import op_name
 from slim_quant.placement import Placement, place
+from slim_quant.reading import read_placement
 from slim_quant.targets import get_target
 
 
@@ -186,5 +187,5 @@ def test_a_weight_used_twice_is_one_place() -> None:
 
 def test_a_placement_is_json_and_back() -> None:
     _, placement = placed(lambda m, x: m.c(m.a(x)))
-    again = Placement.from_json(placement.to_json())
+    again = read_placement(placement.to_json())
     assert (again.activations, again.weights) == (placement.activations, placement.weights)

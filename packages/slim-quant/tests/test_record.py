@@ -81,9 +81,13 @@ def test_a_model_that_does_not_fit_is_named(result: QuantResult) -> None:
         ("placement", {}),
         ("placement", {"activations": [["x"]], "weights": []}),
         ("activation", {"bits": 99, "symmetric": False, "granularity": "per_tensor"}),
-        ("weights", {"stem.weight": {"bits": 8, "symmetric": True, "granularity": "nope"}}),
-        ("weights", {}),
-        ("weights", []),
+        ("placement", {"activations": ["nope"], "weights": []}),
+        ("placement", {"activations": [7], "weights": []}),
+        ("placement", {"activations": [["x", "y", "z"]], "weights": []}),
+        ("placement", {"activations": "x", "weights": 3}),
+        ("schemes", {"stem.weight": {"bits": 8, "symmetric": True, "granularity": "nope"}}),
+        ("schemes", {}),
+        ("schemes", []),
     ],
 )
 def test_malformed_records_are_checkpoint_errors(result: QuantResult, key: str, value: object) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from slim_core.errors import ModelError
 from slim_core.graph.export import ExportedModel
-from slim_quant.graph import get_tensor, read_tensor, set_tensor
+from slim_quant.graph import get_tensor, is_float, owner_of, read_tensor, set_tensor
 from slim_quant.placement import Placement
 from slim_quant.schemes import Scheme, on_grid
 
@@ -49,16 +49,9 @@ def insert(
         weight_schemes: bits, symmetry and granularity by weight name.
 
     Raises:
-        ModelError: the graph has no node of a recorded name: it is not the graph that was quantized.
+        ModelError: the graph lacks a recorded node, or one is something else: it is not the graph that was quantized.
     """
-    nodes = {node.name: node for node in model.graph.nodes}
-    missing = [place.node for place in placement.activations if place.node not in nodes]
-    missing += [layer for place in placement.weights for layer in place.layers if layer not in nodes]
-    if missing:
-        raise ModelError(
-            f"the exported graph has no node '{missing[0]}', which the quantization recorded",
-            hint="the model, its example inputs or the torch version differ from those of the quantization",
-        )
+    nodes = _check(model, placement)
     for scale, (value, zero_point) in activations.items():
         set_tensor(model, f"{ACTIVATIONS}.{scale}.scale", value)
         set_tensor(model, f"{ACTIVATIONS}.{scale}.zero_point", zero_point)
@@ -69,6 +62,35 @@ def insert(
                        weights[weight.name], weight_schemes[weight.name])  # fmt: skip
     model.graph.lint()
     model.recompile()
+
+
+def _check(model: ExportedModel, placement: Placement) -> dict[str, fx.Node]:
+    """Return the graph's nodes by name, if the places of ``placement`` are there and can be quantized."""
+    nodes = {node.name: node for node in model.graph.nodes}
+    quantized = {place.node for place in placement.activations}
+    missing = [name for place in placement.activations for name in (place.node, place.scale) if name not in nodes]
+    missing += [layer for place in placement.weights for layer in place.layers if layer not in nodes]
+    if missing:
+        raise _other(f"the exported graph has no node '{missing[0]}', which the quantization recorded")
+    for place in placement.activations:
+        if place.scale not in quantized:
+            raise _other(f"the scale of '{place.node}' is that of '{place.scale}', which is not quantized")
+        if not is_float(nodes[place.node]) or owner_of(nodes[place.node]) is not None:
+            raise _other(f"'{place.node}' of the exported graph is no activation in float32")
+    for weight in placement.weights:
+        for layer in weight.layers:
+            args = nodes[layer].args
+            if nodes[layer].op != "call_function" or len(args) < 2 or owner_of(args[1]) != weight.name:
+                raise _other(f"'{layer}' of the exported graph does not use the weight '{weight.name}'")
+        if not 0 <= weight.axis < get_tensor(model, weight.name).dim():
+            raise _other(f"'{weight.name}' has no axis {weight.axis}")
+    return nodes
+
+
+def _other(what: str) -> ModelError:
+    return ModelError(
+        what, hint="the model, its example inputs or the torch version differ from those of the quantization"
+    )
 
 
 def _insert_activation(model: ExportedModel, node: fx.Node, scale: str, scheme: Scheme) -> None:

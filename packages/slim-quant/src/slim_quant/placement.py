@@ -7,7 +7,7 @@ input and output, so that nothing is quantized twice on different grids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -52,17 +52,13 @@ class Placement:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        """Return it as JSON; an activation with a scale of its own is its name alone."""
         return {
-            "activations": [[place.node, place.scale] for place in self.activations],
+            "activations": [
+                place.node if place.node == place.scale else [place.node, place.scale] for place in self.activations
+            ],
             "weights": [[place.name, place.axis, list(place.layers)] for place in self.weights],
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Placement:
-        return cls(
-            tuple(ActivationPlace(str(node), str(scale)) for node, scale in data["activations"]),
-            tuple(WeightPlace(str(name), int(axis), tuple(map(str, layers))) for name, axis, layers in data["weights"]),
-        )
 
 
 def place(model: ExportedModel, target: Target, *, skip: Sequence[str] = ()) -> Placement:

@@ -15,18 +15,21 @@ from slim_quant.fold import fold_batch_norms
 from slim_quant.graph import get_tensor, tied_names
 from slim_quant.insert import insert, scale_name, zero_point_name
 from slim_quant.placement import Placement
+from slim_quant.reading import KIND, read_static
 from slim_quant.schemes import Scheme
 
-KIND = "quant.static"
 SCHEMA = 1
 
 
 def describe(
     model: ExportedModel, placement: Placement, activation: Scheme, weights: Mapping[str, Scheme], *, target: str,
 ) -> Transform:  # fmt: skip
-    """Return the transform of a quantized graph."""
+    """Return the transform of a quantized graph.
+
+    It has no tensors of its own: its schemes name the scales and zero points that the graph keeps in its state dict.
+    """
     axes = {place.name: place.axis for place in placement.weights}
-    schemes = {}
+    schemes: dict[str, dict[str, Any]] = {}
     for name, scheme in weights.items():
         for tied in tied_names(model, name):
             schemes[tied] = {
@@ -36,16 +39,16 @@ def describe(
                 "axis": axes[name],
                 "packing": _packing(scheme),
                 "scale": scale_name(name),
-                "zero_point": None if scheme.symmetric else zero_point_name(name),
             }
+            if not scheme.symmetric:
+                schemes[tied]["zero_point"] = zero_point_name(name)
     data = {
         "target": target,
         "activation": _scheme_json(activation),
-        "weights": {name: _scheme_json(scheme) for name, scheme in weights.items()},
         "placement": placement.to_json(),
         "schemes": schemes,
     }
-    return Transform(KIND, SCHEMA, data, _tensors(model, weights))
+    return Transform(KIND, SCHEMA, data)
 
 
 class StaticReplayer:
@@ -61,12 +64,7 @@ class StaticReplayer:
             raise CheckpointError(
                 f"schema {transform.schema} is not known", field=KIND, hint="a newer slim-quant wrote it: upgrade"
             )
-        try:
-            placement = Placement.from_json(transform.data["placement"])
-            activation = _scheme(transform.data["activation"])
-            weights = {str(name): _scheme(value) for name, value in transform.data["weights"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"malformed: {type(error).__name__}: {error}", field=KIND) from error
+        placement, activation, weights = read_static(transform.data)
         graph = export_graph(model, example_inputs, copy=False)
         fold_batch_norms(graph)
         try:
@@ -91,13 +89,6 @@ def _empty(size: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.ones(shape, device=device), torch.zeros(shape, dtype=torch.int32, device=device)
 
 
-def _tensors(model: ExportedModel, weights: Mapping[str, Scheme]) -> dict[str, Tensor]:
-    """Return the scales (and affine zero points) that turn the stored integers into weights again."""
-    tensors = {scale_name(name): get_tensor(model, scale_name(name)) for name in weights}
-    affine = [zero_point_name(name) for name, scheme in weights.items() if not scheme.symmetric]
-    return tensors | {name: get_tensor(model, name) for name in affine}
-
-
 def _packing(scheme: Scheme) -> str:
     if scheme.bits <= 4 and scheme.symmetric:
         return "int4"
@@ -106,9 +97,3 @@ def _packing(scheme: Scheme) -> str:
 
 def _scheme_json(scheme: Scheme) -> dict[str, Any]:
     return {"bits": scheme.bits, "symmetric": scheme.symmetric, "granularity": scheme.granularity}
-
-
-def _scheme(data: Mapping[str, Any]) -> Scheme:
-    if data["granularity"] not in ("per_tensor", "per_channel"):
-        raise ValueError(f"unknown granularity {data['granularity']!r}")
-    return Scheme(bits=int(data["bits"]), symmetric=bool(data["symmetric"]), granularity=data["granularity"])

@@ -1,0 +1,144 @@
+"""Strict reading of the record of ``quant.static``, which comes from a file that anyone may have written.
+
+Names of the record become names of modules and targets of graph nodes, which ``torch.fx`` prints into Python code: only
+plain names pass, of a bounded length, and only fields that are known. Whether the model has what is named is checked
+where the quantizers are inserted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeGuard
+
+from slim_core.checkpoint.strict_json import shown
+from slim_core.errors import CheckpointError
+from slim_quant.placement import ActivationPlace, Placement, WeightPlace
+from slim_quant.schemes import Granularity, Scheme
+
+KIND = "quant.static"
+FIELDS = frozenset({"target", "activation", "placement", "schemes"})
+#: what a scheme also says, about how the weight is stored: read by whoever reads the file's tensors
+STORAGE = frozenset({"axis", "packing", "scale", "zero_point"})
+
+_NODE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TENSOR = re.compile(r"[\w-]+(\.[\w-]+)*")
+_LONGEST = 500
+_MOST_AXES = 8
+
+
+def read_static(data: Any) -> tuple[Placement, Scheme, dict[str, Scheme]]:
+    """Return placement, scheme of the activations, and schemes of the weights by name.
+
+    Raises:
+        CheckpointError: names the field that is missing, unknown, or not what it must be.
+    """
+    _fields(data, FIELDS, KIND, optional={"target"})
+    if "target" in data:
+        _name(data["target"], _TENSOR, f"{KIND}.target")
+    activation = _scheme(data["activation"], f"{KIND}.activation")
+    if activation.granularity != "per_tensor":
+        raise _wrong("must be per_tensor", f"{KIND}.activation.granularity")
+    placement = read_placement(data["placement"])
+    where, schemes = f"{KIND}.schemes", data["schemes"]
+    if not isinstance(schemes, Mapping):
+        raise _wrong("must be an object", where)
+    weights = {}
+    for item in placement.weights:
+        if item.name not in schemes:
+            raise _wrong(f"lacks '{item.name}'", where)
+        weights[item.name] = _scheme(schemes[item.name], f"{where}.{item.name}", STORAGE)
+    return placement, activation, weights
+
+
+def read_placement(data: Any, where: str = f"{KIND}.placement") -> Placement:
+    """Return the placement that :meth:`Placement.to_json` wrote.
+
+    Raises:
+        CheckpointError: names the field that is not what it must be.
+    """
+    _fields(data, frozenset({"activations", "weights"}), where)
+    activations: dict[str, str] = {}
+    for index, item in enumerate(_items(data["activations"], f"{where}.activations")):
+        at = f"{where}.activations[{index}]"
+        node, scale = (item, item) if isinstance(item, str) else _row(item, 2, at)
+        if _name(node, _NODE, at) in activations:
+            raise _wrong(f"node '{node}' stands twice", at)
+        activations[node] = _name(scale, _NODE, at)
+    for index, scale in enumerate(activations.values()):
+        if activations.get(scale) != scale:  # it names the buffers: it must be a quantized node with its own scale
+            raise _wrong(f"'{scale}' is no node with a scale of its own", f"{where}.activations[{index}]")
+    weights: dict[str, WeightPlace] = {}
+    for index, item in enumerate(_items(data["weights"], f"{where}.weights")):
+        at = f"{where}.weights[{index}]"
+        name, axis, layers = _row(item, 3, at)
+        if _name(name, _TENSOR, f"{at}[0]") in weights:
+            raise _wrong(f"weight '{name}' stands twice", at)
+        if not _whole(axis) or not 0 <= axis < _MOST_AXES:
+            raise _wrong(f"must be a whole number from 0 to {_MOST_AXES - 1}", f"{at}[1]")
+        nodes = tuple(_name(layer, _NODE, f"{at}[2]") for layer in _items(layers, f"{at}[2]"))
+        if not nodes or len(set(nodes)) != len(nodes):
+            raise _wrong("must name at least one layer, each once", f"{at}[2]")
+        weights[name] = WeightPlace(name, axis, nodes)
+    places = tuple(ActivationPlace(node, scale) for node, scale in activations.items())
+    return Placement(places, tuple(weights.values()))
+
+
+def _scheme(data: Any, where: str, more: frozenset[str] = frozenset()) -> Scheme:
+    _fields(data, frozenset({"bits", "symmetric", "granularity"}) | more, where, optional=more)
+    bits, symmetric, granularity = data["bits"], data["symmetric"], data["granularity"]
+    if not _whole(bits) or not 2 <= bits <= 8:
+        raise _wrong("must be a whole number from 2 to 8", f"{where}.bits")
+    if not isinstance(symmetric, bool):
+        raise _wrong("must be true or false", f"{where}.symmetric")
+    return Scheme(bits, symmetric, _granularity(granularity, f"{where}.granularity"))
+
+
+def _granularity(value: Any, where: str) -> Granularity:
+    if value == "per_tensor":
+        return "per_tensor"
+    if value == "per_channel":
+        return "per_channel"
+    raise _wrong("must be per_tensor or per_channel", where)
+
+
+def _fields(data: Any, known: frozenset[str], where: str, optional: Iterable[str] = ()) -> None:
+    if not isinstance(data, Mapping):
+        raise _wrong("must be an object", where)
+    unknown = [key for key in data if key not in known]
+    if unknown:
+        raise _wrong(f"unknown key '{_text(unknown[0])}'", where)
+    missing = sorted(known - set(optional) - set(data))
+    if missing:
+        raise _wrong(f"lacks '{missing[0]}'", where)
+
+
+def _items(value: Any, where: str) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise _wrong("must be a list", where)
+    return value
+
+
+def _row(value: Any, length: int, where: str) -> list[Any] | tuple[Any, ...]:
+    if len(_items(value, where)) != length:
+        raise _wrong(f"must be a list of {length}", where)
+    row: list[Any] | tuple[Any, ...] = value
+    return row
+
+
+def _name(value: Any, pattern: re.Pattern[str], where: str) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST or not pattern.fullmatch(value):
+        raise _wrong(f"'{_text(value)}' is not a name", where)
+    return value
+
+
+def _whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> str:
+    return shown(value) if isinstance(value, str) else type(value).__name__
+
+
+def _wrong(what: str, where: str) -> CheckpointError:
+    return CheckpointError(f"malformed: {what}", field=where)

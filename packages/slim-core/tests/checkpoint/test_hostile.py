@@ -133,10 +133,63 @@ def test_every_field_of_the_header_replaced(parts, attempt) -> None:
         ("inputs.tensors[0].scale", "0.5"),
         ("parity.tolerance", "0"),
         ("parity.tolerance", "0.5"),
-        ("tensors.conv.weight.packing.zero_point", "None"),
         ("transforms[0].schema", "0"),
         ("transforms[1].schema", "0"),
     }
+
+
+def test_every_field_of_a_scheme_replaced_or_deleted(parts, attempt) -> None:
+    """A transform's data is its own, but its schemes say how the stored bytes are read."""
+    container, slim, data = parts
+    accepted = set()
+    start = ("transforms", 1, "data", "schemes")
+    for path in walk(at(slim, start), start):
+        old = at(slim, path)
+        for new in WRONG:
+            if (type(new) is not type(old) or new != old) and attempt(
+                kit.joined(container, replaced(slim, path, new), data)
+            ) is None:
+                accepted.add((named(path[4:]), repr(new)))
+        fresh = copy.deepcopy(slim)
+        del at(fresh, path[:-1])[path[-1]]
+        if attempt(kit.joined(container, fresh, data)) is None:
+            accepted.add((named(path[4:]), "deleted"))
+    assert accepted == {
+        ("conv.weight.zero_point", "None"),  # other values of the same tensor
+        ("conv.weight.zero_point", "deleted"),
+        ("conv.weight.symmetric", "True"),  # int8 is signed, whatever it is called
+        ("right.weight.zero_point", "deleted"),  # what it says is the default
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("conv.bias", {"role": "parameter"}),
+        ("conv.bias", {"role": "transform"}),
+        ("conv.bias", {"dtype": "float32"}),
+        ("conv.bias", {"shape": [3]}),
+        ("conv.weight", {"role": "parameter"}),
+        ("conv.weight", {"packing": {}}),
+        ("slim:buffer/steps", {"role": "transient"}),
+        ("slim:buffer/steps", {"role": "buffer"}),
+        ("slim:transform/0/kept", {"role": "transform"}),
+        ("slim:transform/0/kept", {"layout": "channels_last"}),
+        ("slim:input/0", {"dtype": "int8"}),
+    ],
+)
+def test_what_follows_is_not_said_again(parts, attempt, name, more) -> None:
+    container, slim, data = parts
+    record = slim["tensors"][name]
+    assert attempt(kit.joined(container, replaced(slim, ("tensors", name), {**record, **more}), data)) == "inspect"
+
+
+def test_a_buffer_that_is_called_a_parameter_does_not_fit_the_model(parts, attempt) -> None:
+    container, slim, data = parts
+    bare = {"sha256": slim["tensors"]["mask"]["sha256"]}
+    assert attempt(kit.joined(container, replaced(slim, ("tensors", "mask"), bare), data)) == "load"
+    called = {**slim["tensors"]["conv.bias"], "role": "buffer"}
+    assert attempt(kit.joined(container, replaced(slim, ("tensors", "conv.bias"), called), data)) == "load"
 
 
 def test_every_key_of_the_header_deleted(parts, attempt) -> None:
@@ -515,7 +568,6 @@ def test_a_tensor_larger_than_memory_is_an_error_that_names_it(parts, tmp_path) 
             blob += data[start:stop]
             position += stop - start
     container[name] = {"dtype": "I32", "shape": [size // 4], "data_offsets": [position, position + size]}
-    slim["tensors"][name]["shape"] = [size // 4]
     path = tmp_path / "sparse.safetensors"
     raw = kit.joined(container, slim, blob)
     path.write_bytes(raw)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from slim_core.checkpoint import load, save
+from slim_core.checkpoint import inspect, load, load_into, save
 from slim_core.checkpoint.packing import Packing, pack4, packed_form, scale_shape, unpack4
 from slim_core.checkpoint.quantized import from_integers, to_integers
 from slim_core.errors import CheckpointError
@@ -138,20 +138,23 @@ def test_negative_zero_is_on_the_grid(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"packing": "int3"}, r"packing: int8 or uint8 or int4"),
-        ({"bits": 9}, "bits: 2 to 8"),
-        ({"bits": 5, "packing": "int4"}, "bits: 2 to 4"),
+        ({"packing": "int3"}, r"packing: .*not one of int8, uint8, int4"),
+        ({"bits": 9}, "bits: 9 is not between 2 and 8"),
+        ({"bits": 5, "packing": "int4"}, "bits: 5 is not between 2 and 4"),
         ({"bits": True}, "bits"),
         ({"symmetric": 1}, "symmetric"),
         ({"granularity": "per_row"}, "granularity"),
         ({"axis": 2}, "axis 2 is not a dimension"),
-        ({"axis": -1}, "axis: a dimension"),
+        ({"axis": -1}, "axis: -1 is not between 0 and 15"),
         ({"axis": 1}, r"scale: its shape is \[2\]; \[3\]"),
-        ({"granularity": "per_group", "axis": 1}, "group_size: a positive number"),
+        ({"granularity": "per_group", "axis": 1}, "per_group needs 'group_size'"),
         ({"granularity": "per_group", "axis": 1, "group_size": 2}, r"\[2, 2\] was expected"),
-        ({"scale": "nowhere"}, "has no tensor 'nowhere'"),
-        ({"scale": None}, "scale: a tensor's short name"),
-        ({"zero_point": "nowhere"}, "has no tensor 'nowhere'"),
+        ({"axis": None}, "per_channel needs 'axis'"),
+        ({"scale": "nowhere"}, "scale: neither the transform nor the state dict has a tensor 'nowhere'"),
+        ({"scale": None}, "scale: text was expected, not null"),
+        ({"scale": "slim:transform/0/scale"}, "scale: .* is neither a tensor of the transform nor of the state dict"),
+        ({"zero_point": "nowhere"}, "zero_point: neither the transform nor the state dict has a tensor 'nowhere'"),
+        ({"scale": "weight"}, r"scale: its shape is \[2, 3\]; \[2\]"),
     ],
 )
 def test_a_scheme_that_does_not_fit_is_refused(tmp_path, change, words) -> None:
@@ -160,6 +163,78 @@ def test_a_scheme_that_does_not_fit_is_refused(tmp_path, change, words) -> None:
         save(workload, tmp_path / "a.safetensors")
     assert caught.value.field.startswith("transforms[0].")
     assert list(tmp_path.iterdir()) == []
+
+
+class Scaled(nn.Module):
+    """Keeps the scale and zero point of its weight as state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 3))
+        self.scale = nn.Parameter(torch.tensor([0.5, 0.25]))
+        self.register_buffer("zero", torch.tensor([3, -1], dtype=torch.int32))
+        self.register_buffer("hidden", torch.tensor([0.5, 0.25]), persistent=False)
+        self.twin = nn.Module()
+        self.twin.scale = self.scale  # tied
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T * self.scale + self.zero + self.hidden
+
+
+def scaled(**change) -> Workload:
+    _, floats = kit.on_grid((2, 3), -128, 127, torch.tensor([[0.5], [0.25]]), torch.tensor([[3], [-1]]))
+    model = Scaled()
+    model.weight.data.copy_(floats)
+    schemes = {"weight": kit.scheme(symmetric=False, zero_point="zero", **change)}
+    workload = Workload(model.eval(), (torch.ones(2, 3),))
+    return workload.with_model(model, Transform("test.grid", 1, {"schemes": schemes}))
+
+
+@pytest.mark.parametrize("scale", ["scale", "twin.scale"])
+@pytest.mark.parametrize("verify", [True, False])
+def test_scales_may_be_tensors_of_the_state_dict(tmp_path, registry, scale, verify) -> None:
+    workload = scaled(scale=scale)
+    header = save(workload, tmp_path / "a.safetensors")
+    assert header.tensors["weight"].packing.scale == "scale"
+    assert not any(record.role == "transform" for record in header.tensors.values())
+    assert header.stored["weight"].dtype == "int8"
+    again = load(tmp_path / "a.safetensors", registry=registry, factory=Scaled, verify=verify, check_parity=True)
+    kit.same_state(again.model, workload.model)
+    save(again, tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+    other = Scaled()
+    load_into(tmp_path / "a.safetensors", other)
+    assert torch.equal(other.weight, workload.model.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scale": "zero"}, "'zero' has the dtype int32"),
+        ({"scale": "hidden"}, "neither the transform nor the state dict has a tensor 'hidden'"),
+        ({"scale": "slim:buffer/hidden"}, "is neither a tensor of the transform nor of the state dict"),
+        ({"scale": "weight", "granularity": "per_group", "axis": 1, "group_size": 1, "zero_point": None}, "unpacked"),
+    ],
+)
+def test_what_cannot_be_a_scale_is_refused_in_writing_and_in_reading(tmp_path, change, words) -> None:
+    workload = scaled(scale="scale")
+    save(workload, tmp_path / "good.safetensors", parity=False)
+    workload.model.weight.data.fill_(1.0)  # on the grid of itself, times one
+    (transform,) = workload.transforms
+    schemes = {"weight": {**transform.data["schemes"]["weight"], "scale": "scale", **change}}
+    if "granularity" not in change:
+        workload = scaled(scale="scale")
+        if change["scale"] == "zero":
+            workload.model.weight.data.zero_()
+            workload.model.zero.fill_(1)
+    transform = Transform("test.grid", 1, {"schemes": schemes})
+    with pytest.raises(CheckpointError, match=words):
+        save(Workload(workload.model, (torch.ones(2, 3),), transforms=(transform,)), tmp_path / "a", parity=False)
+    container, slim, data = kit.split((tmp_path / "good.safetensors").read_bytes())
+    slim["transforms"][0]["data"]["schemes"] = schemes
+    (tmp_path / "b").write_bytes(kit.joined(container, slim, data))
+    with pytest.raises(CheckpointError):
+        inspect(tmp_path / "b")
 
 
 def test_a_scheme_for_an_integer_tensor_or_for_nothing_is_refused(tmp_path) -> None:

@@ -18,6 +18,7 @@ import checkpoint_kit as kit
 from slim_core.checkpoint import inspect, save
 from slim_core.cli.main import run
 from slim_core.cli.output import Output
+from slim_core.workload import Transform
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,22 @@ def test_inspect_tells_people_what_was_done(slim, files) -> None:
     assert "groups of 2" in out
 
 
+def test_inspect_shows_each_packed_tensor_once_with_the_transform_that_counts(slim, tmp_path) -> None:
+    workload = kit.rich()
+    (_, grid) = workload.transforms
+    model = workload.model
+    model.register_buffer("own", grid.tensors["c.scale"])
+    schemes = {"conv.weight": {**grid.data["schemes"]["conv.weight"], "scale": "own"}}
+    later = Transform("test.grid", 3, {"schemes": schemes}, {"c.zero": grid.tensors["c.zero"]})
+    header = save(workload.with_model(model, later), tmp_path / "two.safetensors")
+    assert header.tensors["conv.weight"].packing.scale == "own"
+    assert [sorted(header.packed_by(index)) for index in range(3)] == [[], ["left.weight"], ["conv.weight"]]
+    _, out, _ = slim("inspect", tmp_path / "two.safetensors")
+    second, third = out.split("transform 2")[1].split("transform 3")
+    assert ("conv.weight" in second, "left.weight" in second) == (False, True)
+    assert ("conv.weight" in third, "left.weight" in third) == (True, False)
+
+
 def test_inspect_lists_tensors(slim, files) -> None:
     _, out, _ = slim("inspect", files["plain"], "--tensors")
     header = inspect(files["plain"])
@@ -96,7 +113,14 @@ def test_inspect_gives_programs_the_header(slim, files) -> None:
     data = json.loads(out)
     header = inspect(files["rich"])
     assert status == 0
-    assert {key: data[key] for key in header.to_json()} == json.loads(header.to_text())
+    written = json.loads(header.to_text())
+    assert {key: data[key] for key in header.to_json() if key != "tensors"} | {"tensors": None} == (
+        written | {"tensors": None}
+    )
+    assert data["tensors"] == header.to_json()["tensors"]
+    for name, record in data["tensors"].items():  # complete, though the file leaves out what follows
+        assert record == record | written["tensors"][name]
+        assert {"role", "dtype", "shape", "sha256"} <= record.keys()
     raw = files["rich"].read_bytes()
     place = data["stored"]["mask"]
     assert raw[place["offset"] : place["offset"] + place["bytes"]] == bytes([1, 0, 1, 1, 0])

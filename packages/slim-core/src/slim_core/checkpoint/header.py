@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slim_core.checkpoint import limits
 from slim_core.checkpoint.container import Container, PathLike, Stored, located, opened, read_container
 from slim_core.checkpoint.node import Node
-from slim_core.checkpoint.packing import INTEGER_RANGE, PACKINGS, Packing, packed_form, scale_shape
-from slim_core.checkpoint.strict_json import canonical, parse
+from slim_core.checkpoint.packing import INTEGER_RANGE, Packing, packed_form, scale_shape
+from slim_core.checkpoint.schemes import SCHEMES, TRANSFORM, packing_of, schemes_of
+from slim_core.checkpoint.strict_json import canonical, parse, shown
 from slim_core.errors import CheckpointError
 from slim_core.tensors import DTYPE_BYTES, TensorSpec
 
@@ -26,7 +27,7 @@ ROLES = {
     "buffer": "",
     "transient": f"{limits.RESERVED}buffer/",  # a buffer that is not in the state dict
     "constant": f"{limits.RESERVED}constant/",  # a plain tensor of an fx graph
-    "transform": f"{limits.RESERVED}transform/",
+    "transform": TRANSFORM,
     "input": f"{limits.RESERVED}input/",
     "output": f"{limits.RESERVED}output/",
 }
@@ -72,6 +73,16 @@ class TensorRecord:
             data["layout"] = self.layout
         if self.packing is not None:
             data["packing"] = self.packing.to_json()
+        return data
+
+    def written(self) -> dict[str, Any]:
+        """Return what the file says of it: neither what its name, nor what its stored tensor or its scheme says."""
+        data = self.to_json()
+        data.pop("packing", None)
+        if self.packing is None:
+            del data["dtype"], data["shape"]
+        if self.role != "buffer":
+            del data["role"]
         return data
 
 
@@ -172,7 +183,7 @@ class Header:
     file_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return what stands in the file under the key ``slim``."""
+        """Return the whole header, each tensor with all that is known of it."""
         return {
             "format_version": self.format_version,
             "sha256": self.sha256,
@@ -205,8 +216,8 @@ class Header:
         }
 
     def to_text(self) -> str:
-        """Return the canonical JSON of :meth:`to_json`."""
-        return canonical(self.to_json())
+        """Return what stands in the file under the key ``slim``: canonical JSON, without what follows from the rest."""
+        return canonical({**self.to_json(), "tensors": {name: item.written() for name, item in self.tensors.items()}})
 
     def sealed(self) -> Header:
         """Return the header with the hash of its own text, in which the hash stands as zeros."""
@@ -223,6 +234,13 @@ class Header:
         for name, first in alias.items():
             found[name] = found[first]
         return found
+
+    def packed_by(self, index: int) -> dict[str, TensorRecord]:
+        """Return the packed tensors whose scheme stands in the transform with this number."""
+        first = {name: names[0] for names in self.ties for name in names}
+        latest = {first.get(name, name): number for number, item in enumerate(self.transforms)
+                  for name in item.data.get(SCHEMES, {})}  # fmt: skip
+        return {name: record for name, record in self.tensors.items() if latest.get(name) == index}
 
 
 def read_header(path: PathLike) -> Header:
@@ -243,14 +261,22 @@ def header_of(container: Container) -> Header:
     _check_version(root)
     fields = root.record(FIELDS)
     _check_seal(container.text, fields["sha256"])
-    tensors = {name: _tensor(node) for name, node in fields["tensors"].mapping(limits.MAX_TENSORS)}
+    transforms = tuple(_transform(node) for node in fields["transforms"].items(limits.MAX_TRANSFORMS))
+    ties = tuple(_tie(node) for node in fields["ties"].items(limits.MAX_TENSORS))
+    packings = _packings(fields["transforms"], transforms, ties)
+    tensors = {
+        name: _tensor(name, node, container.tensors, packings.pop(name, None))
+        for name, node in fields["tensors"].mapping(limits.MAX_TENSORS)
+    }
+    for name, (scheme, _) in packings.items():
+        scheme.fail(f"no parameter or buffer '{shown(name)}' is stored")
     header = Header(
         format_version=limits.FORMAT_VERSION,
         producers={name: node.text(limits.VERSION, "a version") for name, node in fields["producers"].mapping(256)},
         builder=_builder(fields["builder"]),
-        transforms=tuple(_transform(node) for node in fields["transforms"].items(limits.MAX_TRANSFORMS)),
+        transforms=transforms,
         tensors=tensors,
-        ties=tuple(_tie(node) for node in fields["ties"].items(limits.MAX_TENSORS)),
+        ties=ties,
         inputs=_inputs(fields["inputs"]),
         parity=_parity(fields["parity"]),
         recipe=None if fields["recipe"].value is None else fields["recipe"].anything(dict),
@@ -289,51 +315,43 @@ def _check_seal(text: str, node: Node) -> None:
         node.fail("the header is not the one that was written (SHA-256 differs)", hint="copy the file again")
 
 
-def _tensor(node: Node) -> TensorRecord:
-    fields = node.record(("role", "dtype", "shape", "sha256"), ("frozen", "layout", "packing"))
-    role = fields["role"].choice(ROLES)
-    shape = fields["shape"].sizes(limits.MAX_DIMS, limits.MAX_SIZE)
+def _packings(
+    node: Node, transforms: Sequence[TransformRecord], ties: Iterable[Sequence[str]]
+) -> dict[str, tuple[Node, Packing]]:
+    """Return stored name -> (its scheme, how that packs it)."""
+    first = {name: names[0] for names in ties for name in names}
+    return {
+        name: (scheme, packing_of(scheme, index, transforms[index].tensors, first))
+        for name, (index, scheme) in schemes_of(node, first).items()
+    }
+
+
+def _tensor(name: str, node: Node, stored: Mapping[str, Stored], packed: tuple[Node, Packing] | None) -> TensorRecord:
+    if name not in stored:
+        node.fail("it is described, but not stored")
+    told = () if packed is None else ("dtype", "shape")
+    fields = node.record(("sha256", *told), ("role", "frozen", "layout"))
+    role = next((role for role, prefix in ROLES.items() if prefix and name.startswith(prefix)), "parameter")
+    if "role" in fields:
+        if name.startswith(limits.RESERVED):
+            fields["role"].fail("its name says it")
+        role = fields["role"].choice(("buffer",))
     record = TensorRecord(
         role=role,
-        dtype=fields["dtype"].choice(DTYPE_BYTES),
-        shape=shape,
+        dtype=stored[name].dtype if packed is None else fields["dtype"].choice(DTYPE_BYTES),
+        shape=stored[name].shape if packed is None else fields["shape"].sizes(limits.MAX_DIMS, limits.MAX_SIZE),
         sha256=fields["sha256"].text(limits.SHA256, "a SHA-256 in hex"),
         frozen="frozen" in fields,
         layout=fields["layout"].choice(LAYOUTS) if "layout" in fields else None,
-        packing=_packing(fields["packing"]) if "packing" in fields else None,
+        packing=None if packed is None else packed[1],
     )
     if "frozen" in fields and (fields["frozen"].truth() is not True or role != "parameter"):
         fields["frozen"].fail("only parameters have it, and only as true")
-    if record.layout is not None and len(shape) != (4 if record.layout == "channels_last" else 5):
-        fields["layout"].fail(f"a tensor with {len(shape)} dimensions cannot have it")
-    if record.packing is not None and role != "parameter" and role != "buffer":
-        fields["packing"].fail("only parameters and buffers are packed")
+    if record.layout is not None and len(record.shape) != (4 if record.layout == "channels_last" else 5):
+        fields["layout"].fail(f"a tensor with {len(record.shape)} dimensions cannot have it")
+    if packed is not None and role not in ("parameter", "buffer"):
+        packed[0].fail("only parameters and buffers of the state dict are packed")
     return record
-
-
-def _packing(node: Node) -> Packing:
-    fields = node.record(
-        ("packing", "bits", "signed", "granularity", "axis", "group_size", "scale", "zero_point")
-    )  # fmt: skip
-    kind = fields["packing"].choice(PACKINGS)
-    granularity = fields["granularity"].choice(("per_tensor", "per_channel", "per_group"))
-    packing = Packing(
-        packing=kind,
-        bits=fields["bits"].whole(2, 4 if kind == "int4" else 8),
-        signed=fields["signed"].truth(),
-        granularity=granularity,
-        axis=None if fields["axis"].value is None else fields["axis"].whole(0, limits.MAX_DIMS),
-        group_size=None if fields["group_size"].value is None else fields["group_size"].whole(1, limits.MAX_SIZE),
-        scale=fields["scale"].name(),
-        zero_point=None if fields["zero_point"].value is None else fields["zero_point"].name(),
-    )
-    if (packing.axis is None) != (granularity == "per_tensor"):
-        fields["axis"].fail(f"it does not go with {granularity}")
-    if (packing.group_size is None) != (granularity != "per_group"):
-        fields["group_size"].fail(f"it does not go with {granularity}")
-    if kind != "int4" and packing.signed != (kind == "int8"):
-        fields["signed"].fail(f"it does not go with {kind}")
-    return packing
 
 
 def _builder(node: Node) -> BuilderRecord | None:
@@ -434,10 +452,8 @@ def _parity(node: Node) -> ParityRecord | None:
 
 
 def _check_together(header: Header) -> None:
-    for name in header.stored.keys() ^ header.tensors.keys():
-        if name in header.stored:
-            raise CheckpointError("it is stored, but not described", field=f"{limits.KEY}.tensors.{name}")
-        raise CheckpointError("it is described, but not stored", field=f"{limits.KEY}.tensors.{name}")
+    for name in header.stored.keys() - header.tensors.keys():
+        raise CheckpointError("it is stored, but not described", field=f"{limits.KEY}.tensors.{name}")
     for name, record in header.tensors.items():
         _check_record(header, name, record)
     used: dict[str, list[str]] = {
@@ -476,11 +492,6 @@ def _check_record(header: Header, name: str, record: TensorRecord) -> None:
         raise CheckpointError(f"its name does not go with the role {record.role}", field=f"{where}.role")
     stored = header.stored[name]
     if record.packing is None:
-        if (stored.dtype, stored.shape) != (record.dtype, record.shape):
-            raise CheckpointError(
-                f"{record.dtype} {list(record.shape)} is described, {stored.dtype} {list(stored.shape)} is stored",
-                field=where,
-            )
         return
     if record.dtype not in ("float32", "float16", "bfloat16"):
         raise CheckpointError(f"a packed tensor is a float tensor, not {record.dtype}", field=f"{where}.dtype")
@@ -493,8 +504,11 @@ def _check_record(header: Header, name: str, record: TensorRecord) -> None:
         if item is None:
             continue
         other = header.tensors.get(item)
-        if other is None or other.role != "transform":
-            raise CheckpointError(f"'{item}' is not a transform's tensor", field=f"{where}.packing.{key}")
+        if other is None or other.role not in ("transform", "parameter", "buffer") or other.packing is not None:
+            raise CheckpointError(
+                f"'{item}' is neither a tensor of the transform nor an unpacked one of the state dict",
+                field=f"{where}.packing.{key}",
+            )
         if other.shape not in expected:
             raise CheckpointError(
                 f"'{item}' has the shape {list(other.shape)}; {record.packing.granularity} needs {list(expected[0])}",

@@ -32,7 +32,7 @@ class Packing:
         granularity: one scale per tensor, per index of ``axis``, or per ``group_size`` neighbours along ``axis``.
         axis: the dimension; ``None`` per tensor.
         group_size: only per group; the last group may be shorter.
-        scale: stored name of the float32 scales.
+        scale: stored name of the float32 scales, a transform's tensor or one of the state dict.
         zero_point: stored name of the integer zero points, or ``None`` for 0.
     """
 

@@ -64,14 +64,15 @@ class Source:
         """
         names = [name for name, record in self._header.tensors.items() if record.role in STATE_ROLES]
         tensors = self.read(names, mapped=True)
+        known = {**scales, **tensors}
         for name in names:
             record = self._header.tensors[name]
             packing = record.packing
             if packing is not None:
-                zero = None if packing.zero_point is None else scales[packing.zero_point]
+                zero = None if packing.zero_point is None else known[packing.zero_point]
                 dtype = getattr(torch, record.dtype)
                 tensors[name] = from_integers(
-                    tensors[name], packing, record.shape, dtype, scales[packing.scale], zero, name
+                    tensors[name], packing, record.shape, dtype, known[packing.scale], zero, name
                 )
             if record.layout is not None:
                 tensors[name] = tensors[name].contiguous(memory_format=_LAYOUTS[record.layout])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -25,9 +25,11 @@ from slim_core.checkpoint.header import (
     TransformRecord,
     header_of,
 )
-from slim_core.checkpoint.packing import PACKINGS, Packing, packed_form, scale_shape
+from slim_core.checkpoint.node import Node
+from slim_core.checkpoint.packing import packed_form, scale_shape
 from slim_core.checkpoint.parity import choose, record_outputs
 from slim_core.checkpoint.quantized import to_integers
+from slim_core.checkpoint.schemes import packing_of, schemes_of
 from slim_core.checkpoint.state import Entry, plain_model, state_of
 from slim_core.checkpoint.strict_json import plain, shown
 from slim_core.errors import CheckpointError
@@ -85,9 +87,14 @@ def save(
     entries, ties = state_of(model)
     parts = _Parts()
     transforms = [_transform(item, index, parts) for index, item in enumerate(workload.transforms)]
-    schemes = _schemes(workload.transforms, {name: names[0] for names in ties for name in names})
+    first = {name: names[0] for names in ties for name in names}
+    schemes = schemes_of(Node([{"data": item.data} for item in transforms], "transforms"), first)
+    known = _companions(entries, workload.transforms)
     for entry in entries:
-        _add_state(entry, schemes, workload.transforms, parts)
+        if entry.name in schemes:
+            _add_packed(entry, *schemes[entry.name], transforms, first, known, parts)
+        else:
+            parts.add(f"{ROLES[entry.role]}{entry.name}", entry.role, entry.tensor, **_more(entry))
     left = schemes.keys() - {entry.name for entry in entries}
     if left:
         name = min(left)
@@ -161,33 +168,31 @@ def _checked_text(header: Header) -> str:
     return text
 
 
-def _add_state(
-    entry: Entry, schemes: Mapping[str, tuple[int, Mapping[str, Any]]], transforms: tuple[Transform, ...], parts: _Parts
-) -> None:
-    name, tensor = f"{ROLES[entry.role]}{entry.name}", entry.tensor
-    more: dict[str, Any] = {"frozen": entry.frozen, "layout": _layout(tensor)}
-    if entry.name not in schemes:
-        parts.add(name, entry.role, tensor, **more)
-        return
-    index, scheme = schemes[entry.name]
-    where = f"transforms[{index}].data.schemes.{entry.name}"
+def _add_packed(
+    entry: Entry, index: int, scheme: Node, transforms: Sequence[TransformRecord], first: Mapping[str, str],
+    known: Mapping[str, Tensor], parts: _Parts,
+) -> None:  # fmt: skip
     if entry.role not in ("parameter", "buffer"):
-        raise CheckpointError("only parameters and buffers of the state dict are packed", field=where)
-    packing = _packing(scheme, index, where, parts)
-    shape = tuple(tensor.shape)
-    expected = scale_shape(packing, shape, where)
-    scale = _companion(transforms[index], scheme["scale"], expected, f"{where}.scale")
+        scheme.fail("only parameters and buffers of the state dict are packed")
+    tensor, shape = entry.tensor, tuple(entry.tensor.shape)
+    packing = packing_of(scheme, index, transforms[index].tensors, first)
+    expected = scale_shape(packing, shape, scheme.path)
+    scale = _companion(scheme, "scale", packing.scale, known, expected)
     zero = None
     if packing.zero_point is not None:
-        zero = _companion(transforms[index], scheme["zero_point"], expected, f"{where}.zero_point")
-    dtype = dtype_name(tensor, f"tensors.{name}")
+        zero = _companion(scheme, "zero_point", packing.zero_point, known, expected)
+    dtype = dtype_name(tensor, f"tensors.{entry.name}")
     if dtype not in ("float32", "float16", "bfloat16"):
-        raise CheckpointError(f"a packed tensor is a float tensor, not {dtype}", field=where)
+        scheme.fail(f"a packed tensor is a float tensor, not {dtype}")
     # Checked now, so that nothing is written when a value is off the grid; a quarter of the memory is kept.
     integers = to_integers(tensor.detach().cpu().contiguous(), packing, scale, zero, entry.name)
-    parts.records[name] = TensorRecord(entry.role, dtype, shape, limits.PENDING, packing=packing, **more)
-    parts.forms[name] = packed_form(packing, shape)
-    parts.make[name] = lambda: integers
+    parts.records[entry.name] = TensorRecord(entry.role, dtype, shape, limits.PENDING, packing=packing, **_more(entry))
+    parts.forms[entry.name] = packed_form(packing, shape)
+    parts.make[entry.name] = lambda: integers
+
+
+def _more(entry: Entry) -> dict[str, Any]:
+    return {"frozen": entry.frozen, "layout": _layout(entry.tensor)}
 
 
 def _layout(tensor: Tensor) -> str | None:
@@ -212,64 +217,23 @@ def _transform(item: Transform, index: int, parts: _Parts) -> TransformRecord:
     return TransformRecord(item.kind, item.schema, plain(item.data, f"{where}.data"), names)
 
 
-def _schemes(transforms: tuple[Transform, ...], first: Mapping[str, str]) -> dict[str, tuple[int, Mapping[str, Any]]]:
-    """Return name -> (index of the transform, scheme); a later transform's scheme for a tensor counts."""
-    found: dict[str, tuple[int, Mapping[str, Any]]] = {}
+def _companions(entries: Sequence[Entry], transforms: Sequence[Transform]) -> dict[str, Tensor]:
+    """Return stored name -> tensor, of all that may be a scale or zero point."""
+    found = {entry.name: entry.tensor for entry in entries if entry.role in ("parameter", "buffer")}
     for index, item in enumerate(transforms):
-        schemes = item.data.get("schemes", {})
-        where = f"transforms[{index}].data.schemes"
-        if not isinstance(schemes, Mapping):
-            raise CheckpointError("a mapping from tensor names to schemes was expected", field=where)
-        for name, scheme in schemes.items():
-            if not isinstance(scheme, Mapping):
-                raise CheckpointError("a scheme was expected", field=f"{where}.{name}")
-            found[first.get(name, name)] = index, scheme
+        found |= {f"{ROLES['transform']}{index}/{short}": tensor for short, tensor in item.tensors.items()}
     return found
 
 
-def _packing(scheme: Mapping[str, Any], index: int, where: str, parts: _Parts) -> Packing:
-    def need(key: str, fit: Callable[[Any], bool], what: str) -> Any:
-        value = scheme.get(key)
-        if not fit(value):
-            raise CheckpointError(f"{what} was expected, not {shown(repr(value))}", field=f"{where}.{key}")
-        return value
-
-    kind = need("packing", lambda value: value in PACKINGS, " or ".join(PACKINGS))
-    most = 4 if kind == "int4" else 8
-    bits = need("bits", lambda value: type(value) is int and 2 <= value <= most, f"2 to {most}")
-    symmetric = need("symmetric", lambda value: type(value) is bool, "true or false")
-    granularity = need(
-        "granularity", lambda value: value in ("per_tensor", "per_channel", "per_group"), "a granularity"
-    )
-    axis = group = None
-    if granularity != "per_tensor":
-        axis = need("axis", lambda value: type(value) is int and 0 <= value < limits.MAX_DIMS, "a dimension")
-    if granularity == "per_group":
-        group = need("group_size", lambda value: type(value) is int and value >= 1, "a positive number")
-
-    def stored(key: str) -> str:
-        short = need(key, lambda value: isinstance(value, str), "a tensor's short name")
-        name = f"{ROLES['transform']}{index}/{short}"
-        if name not in parts.records:
-            raise CheckpointError(f"the transform has no tensor '{shown(short)}'", field=f"{where}.{key}")
-        return name
-
-    return Packing(
-        packing=kind,
-        bits=bits,
-        signed=symmetric if kind == "int4" else kind == "int8",
-        granularity=granularity,
-        axis=axis,
-        group_size=group,
-        scale=stored("scale"),
-        zero_point=None if scheme.get("zero_point") is None else stored("zero_point"),
-    )
-
-
-def _companion(transform: Transform, short: str, shapes: tuple[tuple[int, ...], ...], where: str) -> Tensor:
-    tensor = transform.tensors[short].detach().cpu()
+def _companion(
+    scheme: Node, key: str, name: str, known: Mapping[str, Tensor], shapes: tuple[tuple[int, ...], ...]
+) -> Tensor:
+    node = scheme.child(key)
+    if name not in known:
+        node.fail(f"neither the transform nor the state dict has a tensor '{shown(name)}'")
+    tensor = known[name].detach().cpu()
     if tuple(tensor.shape) not in shapes:
-        raise CheckpointError(f"its shape is {list(tensor.shape)}; {list(shapes[0])} was expected", field=where)
+        node.fail(f"its shape is {list(tensor.shape)}; {list(shapes[0])} was expected")
     return tensor
 
 

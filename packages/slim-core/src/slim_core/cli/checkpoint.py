@@ -219,12 +219,7 @@ def _transform(header: Header, index: int, data: Mapping[str, Any]) -> list[Rend
     channels = _channels(data.get("groups"))
     if channels is not None:
         blocks.append(channels)
-    prefix = f"slim:transform/{index}/"
-    packed = {
-        name: record
-        for name, record in header.tensors.items()
-        if record.packing is not None and record.packing.scale.startswith(prefix)
-    }
+    packed = header.packed_by(index)
     if packed:
         blocks.append(_packed(packed))
     return blocks or [Text("  nothing that can be shown in a line; --format json prints all of it")]

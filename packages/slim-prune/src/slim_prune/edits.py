@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slim_core.graph.attributes import attribute_edits
+from slim_core.graph.isolate import walk
 from slim_core.graph.shrink import cuts_of
 from slim_core.graph.types import Coupling
 from slim_prune.errors import PlanError
@@ -68,10 +69,16 @@ class AttributeEdit:
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """Everything that changes when channels are removed."""
+    """Everything that changes when channels are removed; sorted by name and dimension, however it was given."""
 
     tensors: tuple[TensorEdit, ...]
     attributes: tuple[AttributeEdit, ...]
+
+    def __post_init__(self) -> None:
+        tensors = sorted(self.tensors, key=lambda edit: (edit.name, edit.dim))
+        attributes = sorted(self.attributes, key=lambda edit: (edit.module, edit.name))
+        object.__setattr__(self, "tensors", tuple(tensors))
+        object.__setattr__(self, "attributes", tuple(attributes))
 
     def by_name(self) -> dict[str, list[TensorEdit]]:
         """Return the edits of each name, one per dimension."""
@@ -109,12 +116,12 @@ def edits_of(model: nn.Module, coupling: Coupling, kept: Mapping[str, Indices]) 
     """
     values = {value.names[0]: value for value in coupling.graph.values if value.kind in ("parameter", "buffer")}
     tensors = tuple(
-        TensorEdit(name, dim, values[first].shape[dim], indices.astype(np.int64))
+        TensorEdit(name, dim, values[first].shape[dim], indices)
         for first, dims in cuts_of(coupling, kept).items()
         for name in values[first].names
         for dim, indices in dims.items()
     )
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {id(module): path for path, module in walk(model)}
     attributes = tuple(
         AttributeEdit(paths[id(module)], name, _plain(getattr(module, name)), _plain(value))
         for (_, name), (module, value) in attribute_edits(model, coupling, kept).items()
@@ -132,7 +139,7 @@ def is_size(value: object) -> bool:
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers by name, every name of a tied one."""
     found: dict[str, Tensor] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in walk(model, every_path=True):
         prefix = f"{path}." if path else ""
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
@@ -147,7 +154,8 @@ def check_fits(edits: Edits, model: nn.Module) -> dict[str, Tensor]:
     Raises:
         PlanError: a name, a size or an attribute is not what the edits expect.
     """
-    state, modules = state_of(model), dict(model.named_modules())
+    state, modules = state_of(model), dict(walk(model))
+    checked: set[tuple[int, int]] = set()  # many edits share an array
     for edit in edits.tensors:
         where = f"{edit.name}, dimension {edit.dim}"
         if edit.name not in state:
@@ -155,7 +163,9 @@ def check_fits(edits: Edits, model: nn.Module) -> dict[str, Tensor]:
         shape = tuple(state[edit.name].shape)
         if not 0 <= edit.dim < len(shape) or shape[edit.dim] != edit.total:
             raise PlanError(f"the plan expects {edit.total} indices, and the shape is {shape}", where=where)
-        check_indices(edit.kept, edit.total, where)
+        if (id(edit.kept), edit.total) not in checked:
+            check_indices(edit.kept, edit.total, where)
+            checked.add((id(edit.kept), edit.total))
     edits.of(state)
     for attribute in edits.attributes:
         where = f"{attribute.module}.{attribute.name}"
@@ -177,21 +187,32 @@ def check_indices(kept: Indices, total: int, where: str) -> None:
 
 
 def encode(edits: Edits) -> tuple[dict[str, Any], dict[str, Indices]]:
-    """Return the edits as JSON values and the pool of index arrays that they refer to by short name."""
+    """Return the edits as JSON values and the pool of index arrays that they refer to by short name.
+
+    What is cut alike stands in one row: most of a model's edits are those of a few channel groups.
+    """
     pool: dict[bytes, str] = {}
     arrays: dict[str, Indices] = {}
-    tensors = []
+    tensors: dict[tuple[str, int, int], list[str]] = {}
     for edit in edits.tensors:
         key = edit.kept.tobytes()
         if key not in pool:
             pool[key] = f"kept{len(pool)}"
             arrays[pool[key]] = edit.kept
-        tensors.append({"name": edit.name, "dim": edit.dim, "total": edit.total, "kept": pool[key]})
-    attributes = [
-        {"module": a.module, "name": a.name, "before": _listed(a.before), "after": _listed(a.after)}
-        for a in edits.attributes
-    ]
-    return {"tensors": tensors, "attributes": attributes}, arrays
+        tensors.setdefault((pool[key], edit.dim, edit.total), []).append(edit.name)
+    attributes: dict[tuple[Size, Size], list[str]] = {}
+    for item in edits.attributes:
+        name = f"{item.module}.{item.name}" if item.module else item.name
+        attributes.setdefault((item.before, item.after), []).append(name)
+    return {
+        "tensors": [
+            {"kept": kept, "dim": dim, "total": total, "names": names} for (kept, dim, total), names in tensors.items()
+        ],
+        "attributes": [
+            {"before": _listed(before), "after": _listed(after), "names": names}
+            for (before, after), names in attributes.items()
+        ],
+    }, arrays
 
 
 def decode(data: EditsData, arrays: Mapping[str, Indices]) -> Edits:
@@ -201,11 +222,15 @@ def decode(data: EditsData, arrays: Mapping[str, Indices]) -> Edits:
         PlanError: an index array is missing.
     """
     tensors = []
-    for item in data.tensors:
-        if item.kept not in arrays:
-            raise PlanError(f"there is no index array '{item.kept}'", where=item.name)
-        tensors.append(TensorEdit(item.name, item.dim, item.total, arrays[item.kept]))
-    attributes = [AttributeEdit(a.module, a.name, _sized(a.before), _sized(a.after)) for a in data.attributes]
+    for row in data.tensors:
+        if row.kept not in arrays:
+            raise PlanError(f"there is no index array '{row.kept}'", where=row.names[0])
+        tensors += [TensorEdit(name, row.dim, row.total, arrays[row.kept]) for name in row.names]
+    attributes = []
+    for item in data.attributes:
+        for full in item.names:
+            module, _, name = full.rpartition(".")
+            attributes.append(AttributeEdit(module, name, _sized(item.before), _sized(item.after)))
     return Edits(tuple(tensors), tuple(attributes))
 
 

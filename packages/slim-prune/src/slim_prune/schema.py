@@ -17,21 +17,20 @@ Name = Annotated[str, Field(max_length=1024)]
 
 
 class TensorEditData(StrictConfig):
-    """One dimension of one tensor; ``kept`` names an index array."""
+    """One dimension of some tensors that is cut alike; ``kept`` names an index array."""
 
-    name: Name
     dim: Annotated[int, Field(ge=0, le=15)]
     total: PositiveInt
     kept: Name
+    names: Annotated[list[Name], Field(min_length=1)]
 
 
 class AttributeEditData(StrictConfig):
-    """One size that a module remembers."""
+    """One size that some modules remember; ``names`` are those of the attributes, with the modules' paths."""
 
-    module: Name
-    name: Name
     before: SizeData
     after: SizeData
+    names: Annotated[list[Name], Field(min_length=1)]
 
 
 class EditsData(StrictConfig):

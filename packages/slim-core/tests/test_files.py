@@ -8,7 +8,9 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -70,7 +72,10 @@ def test_staging_files_of_dead_processes_are_swept_and_others_left(tmp_path: Pat
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     names = {
         f".x.{dead.stdout.strip()}{STAGING_SUFFIX}": False,  # its process is gone
+        f".x.0123abcd.{dead.stdout.strip()}{STAGING_SUFFIX}": False,
         f".x.1{STAGING_SUFFIX}": True,  # process 1 always lives
+        f".x.0123abcd.1{STAGING_SUFFIX}": True,
+        f".x.0123abcd.{os.getpid()}{STAGING_SUFFIX}": True,  # another thread writes it
         f".y.{dead.stdout.strip()}{STAGING_SUFFIX}": True,  # another target's
         ".x.notes": True,
     }
@@ -78,6 +83,25 @@ def test_staging_files_of_dead_processes_are_swept_and_others_left(tmp_path: Pat
         (tmp_path / name).write_text("left behind")
     write_text(tmp_path / "x", "new")
     assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+def test_two_threads_that_write_one_target_each_write_a_whole_file(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    both = threading.Barrier(2, timeout=20)
+
+    def write(text: str) -> Path:
+        with atomic_path(target) as staging:
+            staging.write_text(text[:1])
+            both.wait()  # both have begun
+            staging.write_text(text)
+            both.wait()
+        return staging
+
+    with ThreadPoolExecutor(2) as pool:
+        stagings = list(pool.map(write, ("one", "two")))
+    assert stagings[0] != stagings[1]
+    assert target.read_text() in ("one", "two")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 WRITER = """

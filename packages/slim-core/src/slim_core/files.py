@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
-    staging = target.parent / f".{target.name}.{os.getpid()}{STAGING_SUFFIX}"
+    # Two threads may write to one target: each has a file of its own, and the last to finish wins.
+    staging = target.parent / f".{target.name}.{secrets.token_hex(8)}.{os.getpid()}{STAGING_SUFFIX}"
     try:
         yield staging
         with open(staging, "rb+") as handle:

@@ -69,7 +69,8 @@ def test_the_file_has_the_mode_of_any_new_file(tmp_path: Path, mask: int, mode: 
 
 
 def test_staging_files_of_dead_processes_are_swept_and_others_left(tmp_path: Path) -> None:
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    code = "import os; print(os.getpid())"
+    dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     names = {
         f".x.{dead.stdout.strip()}{STAGING_SUFFIX}": False,  # its process is gone
         f".x.0123abcd.{dead.stdout.strip()}{STAGING_SUFFIX}": False,
@@ -105,9 +106,10 @@ def test_two_threads_that_write_one_target_each_write_a_whole_file(tmp_path: Pat
 
 
 WRITER = """
-import sys
+import signal, sys
 from slim_core.files import write_json
 path, count = sys.argv[1], 0
+signal.alarm(30)  # it ends, and with it the test's wait for a line, whatever goes wrong
 print("ready", flush=True)
 while True:
     count += 1
@@ -119,12 +121,13 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     target = tmp_path / "state.json"
     for attempt in range(12):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, text=True)
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        time.sleep(0.02 + 0.009 * attempt)  # at different points of writing
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+            time.sleep(0.02 + 0.009 * attempt)  # at different points of writing
+        finally:
+            writer.send_signal(signal.SIGKILL)
+            writer.communicate(timeout=60)
         if target.exists():
             state = json.loads(target.read_text())
             assert state["filler"] == [state["count"]] * 20000

@@ -190,4 +190,4 @@ def test_the_three_commands_import_no_torch(files) -> None:
             assert run(arguments) in (0, 1)
         assert "torch" not in sys.modules
     """
-    subprocess.run([sys.executable, "-c", dedent(script)], check=True, capture_output=True, text=True)
+    subprocess.run([sys.executable, "-c", dedent(script)], check=True, capture_output=True, text=True, timeout=60)

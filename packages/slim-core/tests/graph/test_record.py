@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import random
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -177,8 +178,31 @@ def test_a_failing_forward_names_exception_module_and_line():
 
 
 def test_a_lazy_layer_asks_for_one_run_first():
-    with pytest.raises(ModelError, match="not initialised"):
+    with pytest.raises(ModelError, match=r"^'0\.weight' is not initialised") as caught:
         record(nn.Sequential(nn.LazyLinear(3)), (torch.randn(2, 4),))
+    assert caught.value.where is None
+    assert "run the model once" in caught.value.hint
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(ModelError, match=r"must be a torch\.nn\.Module, and a int was given"):
+        analyse(3, IMAGE)
+
+
+def test_torch_prints_no_traceback_before_the_error_of_a_failing_forward():
+    lines: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = lines.append
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(ModelError):
+            record(nn.Linear(4, 4), (torch.zeros(2, 8),))
+    finally:
+        logger.removeHandler(handler)
+    assert lines == []
+    assert logger.level == level
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: torch.compile(nn.DataParallel(m))])
@@ -190,6 +214,17 @@ def test_wrapped_models_are_looked_through(wrap, units):
     smaller = shrink(wrapped, coupling, {"conv": np.arange(3)})
     assert smaller is wrapped
     assert model.conv.weight.shape[0] == 3
+
+
+def test_a_module_that_was_compiled_in_place_runs_as_written(units):
+    model = Small()
+    model.conv.compile(backend="eager")
+    model.compile(backend="eager")
+    compiled = model._compiled_call_impl, model.conv._compiled_call_impl
+    graph = record(model, IMAGE)
+    assert [node.op for node in graph.nodes] == [node.op for node in record(Small(), IMAGE).nodes]
+    assert units(analyse(model, IMAGE)) == {"conv": 8}
+    assert (model._compiled_call_impl, model.conv._compiled_call_impl) == compiled
 
 
 def test_a_compiled_module_inside_runs_as_written(units):

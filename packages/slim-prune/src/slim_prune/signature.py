@@ -97,6 +97,9 @@ def shadow(model: nn.Module, edits: Edits) -> nn.Module:
             inside["_buffers"] = {name: tensor(item) for name, item in original._buffers.items()}
             inside["_modules"] = {name: module(item) for name, item in original._modules.items()}
             inside["training"] = False
+            inside["_compiled_call_impl"] = None  # after model.compile(): it would call the original
+            if "_orig_mod" in inside["_modules"] and "forward" in inside:  # a submodule in torch.compile
+                inside["forward"] = inside["_modules"]["_orig_mod"]
         return modules[id(original)]
 
     copied = module(model)

@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from slim_core.errors import ModelError
+from slim_core.graph.isolate import FORWARD_LOGGERS
 from slim_core.modes import evaluating
 from slim_core.workload import Inputs, call
 
@@ -118,7 +119,7 @@ def export_program(model: nn.Module, example_inputs: Inputs, *, dynamic_batch: b
     shapes: ShapesCollection | None = None
     if dynamic_batch:
         (args, kwargs), shapes = _dynamic(args, kwargs)
-    with evaluating(model), quiet("torch.fx.experimental.symbolic_shapes"):
+    with evaluating(model), quiet("torch.fx.experimental.symbolic_shapes", *FORWARD_LOGGERS):
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=cast(Any, shapes), strict=False)
         except Exception as error:
@@ -127,10 +128,10 @@ def export_program(model: nn.Module, example_inputs: Inputs, *, dynamic_batch: b
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Keep torch's progress lines, warnings and dumps of graphs off the terminal while the block runs."""
+    """Keep torch's progress lines, warnings, tracebacks and dumps of graphs off the terminal while the block runs."""
     levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in loggers]
     for logger, _ in levels:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")

@@ -7,6 +7,7 @@ the forward did to them. The user's hooks run, because they may change what the 
 from __future__ import annotations
 
 import gc
+import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slim_core.errors import ModelError
+
 StandIn = Callable[[str, Tensor], Tensor]
 
+#: torch prints a traceback through these before it raises the error of a forward that fails without data
+FORWARD_LOGGERS = ("torch._subclasses.fake_tensor",)
 _MODULE_TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -33,14 +38,23 @@ class StateTensor:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the user's module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
+    """Return the user's module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``.
+
+    Raises:
+        ModelError: ``model`` is no module.
+    """
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]
-        else:
+        elif isinstance(model, nn.Module):
             return model
+        else:
+            raise ModelError(
+                f"a model must be a torch.nn.Module, and a {type(model).__name__} was given",
+                hint="pass the model first, then its example inputs",
+            )
 
 
 def state_of(model: nn.Module) -> list[StateTensor]:
@@ -89,6 +103,8 @@ def _swap(module: nn.Module, twins: dict[int, Tensor], stand_in: StandIn) -> Non
 
     attributes = module.__dict__
     attributes["training"] = False
+    if attributes.get("_compiled_call_impl") is not None:  # after model.compile(): it would call the compiled code
+        attributes["_compiled_call_impl"] = None
     for table in (module._parameters, module._buffers):
         for name, tensor in table.items():
             if tensor is not None:
@@ -140,6 +156,10 @@ def quiet_torch(model: nn.Module) -> Iterator[None]:
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        for name in FORWARD_LOGGERS:
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
         if "torch._dynamo" in sys.modules or any(hasattr(module, "_orig_mod") for module in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

@@ -25,7 +25,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slim_core.errors import ModelError
+from slim_core.errors import ModelError, SlimError
 from slim_core.graph.isolate import collector_paused, edited, isolated, quiet_torch, state_of, unwrap
 from slim_core.graph.quick import quick
 from slim_core.graph.rules import builtin_rules, find_rule
@@ -77,6 +77,8 @@ def record(model: nn.Module, example_inputs: Inputs, *, rules: Mapping[str, Any]
         if graph is not None:
             return replace(graph, notes=tuple(notes))
         error = attempt.error or RuntimeError("no forward was run")
+        if isinstance(error, SlimError):
+            raise error  # says what to do already
         if kind != "real":
             notes.append(f"could not be recorded with {kind} tensors: {first_line(error)}")
     module, source = attempt.locator.locate_error(error)

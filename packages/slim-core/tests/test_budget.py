@@ -109,6 +109,13 @@ def test_what_is_refused_and_why(value: object, what: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("budget", [0.5, "macs", ["macs"]])
+def test_what_is_no_mapping_is_refused(budget: object) -> None:
+    with pytest.raises(BudgetError, match="a budget is a mapping from costs to bounds") as caught:
+        parse_budget(budget)  # type: ignore[arg-type]
+    assert "{'macs': 0.5}" in str(caught.value.hint)
+
+
 def test_an_empty_budget_is_refused() -> None:
     with pytest.raises(BudgetError, match="is empty"):
         parse_budget({})

@@ -153,6 +153,22 @@ def test_an_unreachable_budget_says_what_is_reachable_and_why(model, budget, opt
     slim_prune.plan(model, INPUTS, {name: least + 1e-3}, **options)  # what it names as reachable is
 
 
+def test_a_model_of_which_nothing_can_be_pruned_says_so_and_why() -> None:
+    with pytest.raises(BudgetError, match="nothing of this model can be pruned") as caught:
+        slim_prune.plan(nn.Linear(16, 10), (torch.zeros(1, 16),), {"macs": 0.5})
+    assert "weight dimension 0 (is an output of the model)" in str(caught.value)
+    assert "at least" not in str(caught.value)
+    assert "slim graph" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("options", [{"min_channels": 1000}, {"ratios": {"*": 1.0}}, {"exclude": ["head", "inner"]}])
+def test_a_plan_that_may_not_touch_anything_says_what_to_loosen(model, options) -> None:
+    with pytest.raises(BudgetError, match="nothing that may be touched can be made smaller") as caught:
+        slim_prune.plan(model, INPUTS, {"macs": 0.5}, **options)
+    assert "at least" not in str(caught.value)
+    assert "exclude" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("amount", [0.5, "10K"])
 def test_a_budget_of_a_cost_that_the_model_does_not_have(amount) -> None:
     class Scaled(nn.Module):
@@ -212,6 +228,8 @@ def test_min_channels_for_all_or_by_glob(model) -> None:
         ({}, BudgetError),
         ({"budget": {}}, BudgetError),
         ({"budget": {"macs": -1}}, BudgetError),
+        ({"budget": 0.5}, BudgetError),
+        ({"budget": "macs"}, BudgetError),
         ({"budget": {"macs": 0.5}, "round_to": 0}, BudgetError),
         ({"budget": {"macs": 0.5}, "min_channels": 0}, BudgetError),
         ({"ratios": {"*": 0.0}}, PatternError),
@@ -228,6 +246,33 @@ def test_bad_arguments_are_one_clear_error(model, arguments, error) -> None:
 def test_a_model_that_does_not_run_is_one_clear_error(model) -> None:
     with pytest.raises(ModelError):
         slim_prune.plan(model, (torch.zeros(1, 4, 8, 8),), {"macs": 0.5})
+
+
+def test_what_is_no_model_is_one_clear_error() -> None:
+    with pytest.raises(ModelError, match=r"must be a torch\.nn\.Module, and a int was given"):
+        slim_prune.plan(3, INPUTS, {"macs": 0.5})
+
+
+def test_a_bare_tensor_is_the_only_input(model) -> None:
+    plan = slim_prune.plan(model, INPUTS[0], {"macs": 0.5})
+    pruned = plan.apply(copy.deepcopy(model))  # another model: the shadow is run on the described input
+    assert plan.kept.keys() == slim_prune.plan(model, INPUTS, {"macs": 0.5}).kept.keys()
+    assert measured(pruned)["macs"] == plan.after["macs"]
+
+
+@pytest.mark.parametrize(
+    "importance", ["l1", "l2", lambda group, tensors: tensors[group.members[0].name].sum((1, 2, 3))]
+)
+def test_weights_without_data_cannot_be_scored(importance) -> None:
+    with pytest.raises(PlanError, match="needs weights, and the model is on the meta device"):
+        slim_prune.plan(Small().to("meta"), INPUTS, {"macs": 0.5}, importance=importance)
+
+
+def test_a_model_without_data_is_planned_where_no_weight_is_read() -> None:
+    empty = Small().to("meta")
+    pruned = slim_prune.plan(empty, INPUTS, {"macs": 0.5}, importance="random").apply(empty)
+    assert pruned.stem[0].weight.is_meta
+    assert pruned.stem[0].weight.shape[0] == pruned.stem[0].out_channels < 16
 
 
 def test_the_units_with_the_highest_scores_stay(model) -> None:
@@ -277,6 +322,28 @@ def test_wrapped_models_are_looked_through(model) -> None:
     assert type(plan.apply(wrapped)) is Small
     assert plan.apply(wrapped, inplace=True) is wrapped
     assert wrapped.module.stem[0].out_channels < 16
+
+
+def test_a_compiled_model_is_planned_and_pruned(model) -> None:
+    compiled = copy.deepcopy(model)
+    compiled.inner.compile(backend="eager")
+    compiled.compile(backend="eager")
+    plan = slim_prune.plan(compiled, INPUTS, {"macs": 0.5})
+    assert plan.to_json() == slim_prune.plan(model, INPUTS, {"macs": 0.5}).to_json()
+    with torch.no_grad():
+        expected = plan.apply(model)(*INPUTS)
+        assert torch.equal(plan.apply(compiled)(*INPUTS), expected)
+        compiled(*INPUTS)  # compiled for the full size before it is cut in place
+        assert torch.equal(plan.apply(compiled, inplace=True)(*INPUTS), expected)
+
+
+def test_a_submodule_in_torch_compile_is_pruned_too(model) -> None:
+    compiled = copy.deepcopy(model)
+    compiled.inner = torch.compile(compiled.inner, backend="eager")
+    plan = slim_prune.plan(compiled, INPUTS, {"macs": 0.5})
+    with torch.no_grad():
+        expected = slim_prune.plan(model, INPUTS, {"macs": 0.5}).apply(model)(*INPUTS)
+        assert torch.equal(plan.apply(compiled)(*INPUTS), expected)
 
 
 class Keywords(nn.Module):

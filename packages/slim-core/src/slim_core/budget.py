@@ -40,8 +40,15 @@ def parse_budget(budget: Mapping[str, float | int | str]) -> tuple[Bound, ...]:
     """Parse ``{"macs": 0.5, "latency:onnxruntime-cpu": "4.0ms"}``.
 
     Raises:
-        BudgetError: the mapping is empty, or a bound is not a positive number with a known unit.
+        BudgetError: it is no mapping, it is empty, or a bound is not a positive number with a known unit.
     """
+    if not isinstance(budget, Mapping):
+        raise BudgetError(
+            f"a budget is a mapping from costs to bounds, not {budget!r}",
+            hint=f"write for example {{'macs': {budget!r}}}"
+            if type(budget) in (int, float)
+            else "write for example {'macs': 0.5} to keep half of the MACs",
+        )
     if not budget:
         raise BudgetError("the budget is empty", hint="write for example {'macs': 0.5} to keep half of the MACs")
     return tuple(_bound(cost, value) for cost, value in budget.items())

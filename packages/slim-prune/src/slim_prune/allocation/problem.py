@@ -128,6 +128,8 @@ class Problem:
         for bound in self.bounds:
             least, original = costs[bound.cost], self.original[bound.cost]
             if least > self.limits[bound.cost] * (1 + _SLACK):
+                if smallest == self.everything():
+                    raise self._nothing_to_remove(bound)
                 share = ceil(least / original * 1e4) / 1e4
                 raise BudgetError(
                     f"the budget {bound} cannot be reached: the smallest model that may be made has "
@@ -136,3 +138,16 @@ class Problem:
                     hint=f"ask for at least {share:.4f}, widen include, narrow exclude, lower round_to, min_channels "
                     "or the fixed ratios",
                 )
+
+    def _nothing_to_remove(self, bound: Bound) -> BudgetError:
+        if not self._coupling.groups:
+            return BudgetError(
+                f"the budget {bound} cannot be reached: nothing of this model can be pruned",
+                where=self.remark or None,
+                hint="`slim graph MODEL` lists every dimension that is frozen, why, and the line that froze it",
+            )
+        return BudgetError(
+            f"the budget {bound} cannot be reached: nothing that may be touched can be made smaller",
+            where=self.remark or None,
+            hint="widen include, narrow exclude, lower round_to, min_channels or the fixed ratios",
+        )

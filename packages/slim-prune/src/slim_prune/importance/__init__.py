@@ -62,9 +62,14 @@ def score(name: str, function: Importance, group: ChannelGroup, tensors: Mapping
     """Run a criterion on one group and check what it returns: ``(units,)``, finite, float64.
 
     Raises:
-        PlanError: the scores have another shape, or are not finite.
+        PlanError: the scores have another shape, or are not finite, or the weights hold no data.
     """
-    scores = function(group, tensors)
+    try:
+        scores = function(group, tensors)
+    except NotImplementedError as error:  # what torch raises where data of a meta tensor is asked for
+        if any(tensors[member.name].is_meta for member in group.members if member.name in tensors):
+            raise _no_weights(name, group) from error
+        raise
     if not isinstance(scores, Tensor) or tuple(scores.shape) != (group.units,):
         got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise PlanError(
@@ -72,11 +77,7 @@ def score(name: str, function: Importance, group: ChannelGroup, tensors: Mapping
             where=f"channel group '{group.name}'",
         )
     if scores.is_meta:
-        raise PlanError(
-            f"importance '{name}' needs weights, and the model is on the meta device",
-            where=f"channel group '{group.name}'",
-            hint="load the weights first, or use importance='random'",
-        )
+        raise _no_weights(name, group)
     values = scores.detach().double().cpu().numpy()
     if not np.isfinite(values).all():
         raise PlanError(
@@ -85,6 +86,14 @@ def score(name: str, function: Importance, group: ChannelGroup, tensors: Mapping
             hint="look for NaN or infinity in the weights of its members",
         )
     return values
+
+
+def _no_weights(name: str, group: ChannelGroup) -> PlanError:
+    return PlanError(
+        f"importance '{name}' needs weights, and the model is on the meta device",
+        where=f"channel group '{group.name}'",
+        hint="load the weights first, or use importance='random'",
+    )
 
 
 def _by_name(name: str, registry: Registry | None) -> Importance:

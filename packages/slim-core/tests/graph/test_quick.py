@@ -42,7 +42,7 @@ def agrees(func, args) -> None:
 )
 def test_rules_give_what_the_operator_gives(x, name, y) -> None:
     binary = "Tensor" in str(name)
-    if "batch_norm" in str(name):
+    if any(part in str(name) for part in ("batch_norm", "cat")):  # tested on their own
         return
     args = (x, y) if binary else (x,)
     if "clamp" in str(name):
@@ -142,3 +142,18 @@ def test_a_forward_under_the_mode_has_the_shapes_of_the_real_one() -> None:
     expected = net(torch.zeros(2, 3, 9, 9)).shape
     with torch.inference_mode(), QuickShapes():
         assert net.to("meta")(torch.empty(2, 3, 9, 9, device="meta")).shape == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shape=st.sampled_from(SHAPES), dim=st.integers(-4, 3), others=st.lists(tensors, max_size=2),
+    sizes=st.lists(st.integers(1, 4), max_size=2),
+)  # fmt: skip
+def test_concatenation(shape, dim, others, sizes) -> None:
+    parts = [torch.empty(shape, device="meta"), *others]
+    if -len(shape) <= dim < len(shape):
+        for size in sizes:
+            own = list(shape)
+            own[dim] = size
+            parts.append(torch.empty(own, device="meta"))
+    agrees(aten.cat.default, (parts, dim))

@@ -12,7 +12,7 @@ from torch import nn
 from slim_core.budget import parse_budget
 from slim_core.errors import BudgetError, PatternError
 from slim_core.graph import analyse
-from slim_core.graph.isolate import collector_paused, unwrap
+from slim_core.graph.isolate import collector_paused, unwrap, walk
 from slim_core.graph.probe import check
 from slim_core.graph.types import ChannelGroup, Coupling
 from slim_core.workload import Inputs
@@ -90,7 +90,7 @@ def plan(
     model = unwrap(model)
     coupling = coupling if coupling is not None else analyse(model, example_inputs, registry=registry)
 
-    paths = [path for path, _ in model.named_modules()]
+    paths = [path for path, _ in walk(model)]
     floors = min_channels if isinstance(min_channels, Mapping) else {}
     check_patterns([*(ratios or {}), *floors], paths)
     groups = select(coupling, paths, include=include, exclude=exclude)

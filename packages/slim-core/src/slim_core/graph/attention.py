@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from slim_core.graph.isolate import walk
 from slim_core.graph.rules.base import Context, Labels
 
 
@@ -23,7 +24,7 @@ def tie_attention(model: nn.Module, ctx: Context) -> None:
         value = state.get(f"{path}.{name}" if path else name)
         return None if value is None else ctx.labels_of(value.index)[dim]
 
-    for path, module in model.named_modules():
+    for path, module in walk(model):
         if not isinstance(module, nn.MultiheadAttention):
             continue
         heads = module.num_heads

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from slim_core.graph.attention import attention_attributes
+from slim_core.graph.isolate import walk
 from slim_core.graph.resize import new_sizes
 from slim_core.graph.types import Coupling, Graph
 
@@ -58,7 +59,7 @@ def attribute_edits(model: nn.Module, coupling: Coupling, kept: Kept) -> Edits:
     changed = {name.rpartition(".")[0] for value in coupling.graph.values for name in value.names
                if value.kind in ("parameter", "buffer") and sizes[value.index] != value.shape}  # fmt: skip
     edits: Edits = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in walk(model, every_path=True):
         if path in changed:
             prefix = f"{path}." if path else ""
             own = {
@@ -109,7 +110,7 @@ def _known(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator
 
 def attribute_uses(model: nn.Module, graph: Graph) -> list[Use]:
     """Return where an integer attribute of a user's module was, as far as names and values tell, used as a size."""
-    modules = dict(model.named_modules())
+    modules = dict(walk(model))
     integers: dict[str, list[tuple[str, int]]] = {}
     uses: list[Use] = []
     for node in graph.nodes:

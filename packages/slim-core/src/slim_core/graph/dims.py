@@ -177,8 +177,14 @@ class _Builder:
         for value, dim, classes in self.ranges:
             own = group_of[classes]
             role = self.context.roles.get((value.index, dim), "per_channel")
+            least, most = int(own.min()), int(own.max())
+            if least == most:  # all of one group, which is the rule, or none
+                if most >= 0:
+                    places = np.arange(len(own), dtype=np.int64)
+                    drafts.setdefault(most, _Draft()).parts.append((value, dim, places, classes, role))
+                continue
             for number in np.unique(own[own >= 0]).tolist():
-                places = np.flatnonzero(own == number)
+                places = (own == number).nonzero()[0]
                 drafts.setdefault(number, _Draft()).parts.append((value, dim, places, classes[places], role))
         inexact = np.zeros(self.count, dtype=np.bool_)
         for labels in self.context.statistics:
@@ -219,6 +225,8 @@ class _Builder:
         entries: list[Frozen] = []
         for value, dim, classes in self.ranges:
             own = reason[classes]
+            if own.max(initial=-1) < 0:
+                continue
             own = own[(own >= 0) & (own != self.structural)]
             if len(own) == 0:
                 continue
@@ -239,15 +247,18 @@ class _Draft:
     def finish(self) -> tuple[Ints, tuple[Member, ...]]:
         """Order the units by their first index in the dimension that makes the channels, and list all members."""
         _, _, _, lead, _ = next((part for part in self.parts if part[4] == "out"), self.parts[0])
-        units, first = np.unique(lead, return_index=True)
-        units = units[np.argsort(first, kind="stable")]
+        if (lead[1:] > lead[:-1]).all():
+            units = lead
+        else:
+            units, first = np.unique(lead, return_index=True)
+            units = units[np.argsort(first, kind="stable")]
         rank = np.empty(int(units.max()) + 1, dtype=np.int64)
         rank[units] = np.arange(len(units))
         return units, tuple(
             Member(
                 value.names[0],
                 dim,
-                places[np.argsort(rank[classes], kind="stable")].reshape(len(units), -1),
+                places[rank[classes].argsort(kind="stable")].reshape(len(units), -1),
                 role,
                 value.names[0].rpartition(".")[0],
             )

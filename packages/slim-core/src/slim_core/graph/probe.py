@@ -261,7 +261,7 @@ class _Comparison:
                 return _ANOTHER_WAY
         for name, value in node.args.items():
             was = expected.args[name]
-            if name not in _SIZES and not refs_of([value]) and value != was and value == value:
+            if value != was and name not in _SIZES and value == value and not refs_of([value]):
                 return f"the forward computes with a number that depends on the size: {was} becomes {value}"
         for index, want_index in zip(node.outputs, expected.outputs, strict=True):
             now, should = recorder.values[index].shape, self.predicted.values[want_index].shape

@@ -147,6 +147,28 @@ def _mean(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     return _empty(tuple(1 if d in gone else n for d, n in enumerate(x.shape) if keep or d not in gone), x)
 
 
+def _cat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    if kwargs or not args[0]:
+        return None
+    tensors, dim = args[0], args[1] if len(args) > 1 else 0
+    first = tensors[0]
+    rank = first.dim()
+    if rank not in (2, 3, 4) or not -rank <= dim < rank:
+        return None
+    dim %= rank
+    shape, size = list(first.shape), 0
+    for tensor in tensors:
+        own = list(tensor.shape)
+        if len(own) != rank or tensor.dtype != first.dtype or not _plain(tensor) or (rank == 4 and _ambiguous(tensor)):
+            return None
+        size += own[dim]
+        own[dim] = shape[dim]
+        if own != shape or 0 in own:
+            return None
+    shape[dim] = size
+    return _empty(tuple(shape), first)
+
+
 def _attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     if len(args) != 3 or set(kwargs) - {"is_causal", "scale"}:
         return None
@@ -207,6 +229,7 @@ def _rules() -> dict[Any, Quick]:
         aten.adaptive_avg_pool2d.default: _pool_to_one,
         aten.max_pool2d.default: _max_pool2d,
         aten.mean.dim: _mean,
+        aten.cat.default: _cat,
         aten.scaled_dot_product_attention.default: _attention,
     }
     for names, overload, out_of_place, in_place in (

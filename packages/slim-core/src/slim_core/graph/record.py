@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slim_core.errors import ModelError, SlimError
-from slim_core.graph.isolate import collector_paused, edited, isolated, quiet_torch, state_of, unwrap
+from slim_core.graph.isolate import collector_paused, edited, isolated, quiet_torch, state_of, unwrap, walk
 from slim_core.graph.quick import quick
 from slim_core.graph.rules import builtin_rules, find_rule
 from slim_core.graph.source import Locator, first_line
@@ -40,6 +40,7 @@ Cuts = Mapping[str, Mapping[int, NDArray[np.int64]]]
 Edits = Mapping[tuple[int, str], tuple[nn.Module, Any]]
 
 
+_LITERALS = frozenset({bool, int, float, str, type(None)})
 #: constants up to this many entries are kept with the graph
 _SMALL = 64
 
@@ -64,7 +65,7 @@ def record(model: nn.Module, example_inputs: Inputs, *, rules: Mapping[str, Any]
         ModelError: the forward fails on the example inputs; names the exception, the module and the line.
     """
     model = unwrap(model)
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+    if any(isinstance(module, torch.jit.ScriptModule) for _, module in walk(model)):
         raise ModelError(
             f"{type(model).__name__} is scripted (torch.jit): its layers cannot be changed",
             hint="analyse the module that was scripted",
@@ -120,7 +121,7 @@ class Attempt:
         self.rules = builtin_rules() if rules is None else rules
         self.cuts, self.edits = cuts or {}, edits or {}
         self.observer, self.locate = observer, locate
-        self.locator = Locator({id(module): path for path, module in model.named_modules()})
+        self.locator = Locator(model)
         self.error: Exception | None = None
         self.recorder: Recorder | None = None
 
@@ -132,7 +133,7 @@ class Attempt:
                 stack.enter_context(quiet_torch(self.model))
                 fake = FakeTensorMode(allow_non_fake_inputs=True) if self.kind == "fake" else None
                 state = state_of(self.model)
-                twins = stack.enter_context(isolated(self.model, self._stand_in(fake)))
+                twins = stack.enter_context(isolated(self.model, self._stand_in(fake), state))
                 stack.enter_context(edited(self.edits))
                 inputs = pytree.tree_map_only(Tensor, self._input(fake), self._plain(self.inputs))
                 recorder = self.recorder = Recorder(self, bool(fake or self.kind == "real"))
@@ -167,7 +168,9 @@ class Attempt:
                 if not isinstance(tensor, nn.Parameter):
                     data = data.clone()
             else:
-                size = [len(cut[dim]) if cut and dim in cut else n for dim, n in enumerate(tensor.shape)]
+                size = list(tensor.shape)
+                for dim, kept in (cut or {}).items():
+                    size[dim] = len(kept)
                 if fake is not None:
                     with fake:
                         data = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
@@ -233,6 +236,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._attempt = attempt
         self._keep_devices = keep_devices
         self._infos: dict[Any, _OpInfo] = {}
+        self._dtypes: dict[torch.dtype, str] = {}
         self._known: dict[int, tuple[Callable[[], Tensor | None], int]] = {}
         self._storages: dict[int, list[int]] = {}
         self._alive: list[Any] = []
@@ -246,8 +250,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         peers = self._storages.setdefault(storage, [])
         number = self.values[peers[0]].storage if peers else len(self._storages) - 1
         peers.append(index)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        self.values.append(Value(index, tuple(tensor.shape), dtype, kind, names, number))
+        dtype = tensor.dtype
+        name = self._dtypes.get(dtype) or self._dtypes.setdefault(dtype, str(dtype).removeprefix("torch."))
+        self.values.append(Value(index, tuple(tensor.shape), name, kind, names, number))
         self._known[id(tensor)] = (weakref.ref(tensor), index)
         if self._attempt.kind != "real":
             self._alive.append(tensor)  # no data behind it; keeps ids and storages from being used again
@@ -326,7 +331,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return args, kwargs
 
     def _twin(self, tensor: Tensor) -> Tensor:
-        if tensor.device.type == "meta":
+        if tensor.is_meta:
             return tensor
         if id(tensor) not in self._foreign:
             twin = torch.empty_like(tensor, device="meta")
@@ -337,9 +342,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._foreign[id(tensor)][1]
 
     def _encode(self, value: Any) -> Any:
+        if type(value) in _LITERALS:
+            return value
         if isinstance(value, Tensor):
             return Ref(self.index_of(value))
-        if value is None or isinstance(value, bool | int | float | str):
+        if isinstance(value, int | float | str):
             return value
         if isinstance(value, list | tuple):
             return tuple(self._encode(item) for item in value)
@@ -356,6 +363,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _is_foreign(value: Any) -> bool:
+    if type(value) in _LITERALS:
+        return False
     if isinstance(value, Tensor):
-        return value.device.type != "meta"
+        return not value.is_meta
     return isinstance(value, list | tuple) and any(map(_is_foreign, value))

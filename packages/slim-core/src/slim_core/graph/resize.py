@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from slim_core.graph.types import Coupling, Graph, Node, Ref
+from slim_core.graph.types import Coupling, Graph, Node, Ref, Value
 
 Kept = Mapping[str, NDArray[np.int64]]
 
@@ -19,8 +19,10 @@ def resize_graph(coupling: Coupling, kept: Kept) -> Graph:
     Sizes that stand in arguments (``view``) are not updated; the groups of convolutions are.
     """
     sizes = new_sizes(coupling, kept)
-    values = tuple(value if sizes[value.index] == value.shape else replace(value, shape=sizes[value.index])
-                   for value in coupling.graph.values)  # fmt: skip
+    values = tuple(
+        value if size is value.shape else Value(value.index, size, value.dtype, value.kind, value.names, value.storage)
+        for value, size in zip(coupling.graph.values, sizes, strict=True)
+    )
     nodes = tuple(_regrouped(node, sizes) for node in coupling.graph.nodes)
     return replace(coupling.graph, values=values, nodes=nodes)
 
@@ -33,24 +35,18 @@ def new_sizes(coupling: Coupling, kept: Kept) -> list[tuple[int, ...]]:
     graph = coupling.graph
     if len(gone) == 0:
         return [value.shape for value in graph.values]
-    mask = np.zeros(max(_top(coupling), int(gone.max())) + 1, dtype=np.bool_)
+    shapes = [value.shape for value in graph.values]
+    labels, starts, dimensions = coupling.flat_labels
+    if len(labels) == 0:
+        return shapes
+    mask = np.zeros(max(int(labels.max()), int(gone.max())) + 1, dtype=np.bool_)
     mask[gone] = True
-    lost: dict[int, int] = {}
-    shapes: list[tuple[int, ...]] = []
-    for value, dims in zip(graph.values, coupling.labels, strict=True):
-        shape = list(value.shape)
-        for position, classes in enumerate(dims):
-            if classes is not None:
-                key = id(classes)
-                if key not in lost:
-                    lost[key] = int(np.count_nonzero(mask[classes]))
-                shape[position] -= lost[key]
-        shapes.append(tuple(shape))
+    lost = np.add.reduceat(mask[labels], starts, dtype=np.int64).tolist()
+    for index, dim, number in dimensions:
+        if lost[number]:
+            shape = shapes[index]
+            shapes[index] = (*shape[:dim], shape[dim] - lost[number], *shape[dim + 1 :])
     return shapes
-
-
-def _top(coupling: Coupling) -> int:
-    return max((int(c.max()) for dims in coupling.labels for c in dims if c is not None and len(c)), default=0)
 
 
 def _regrouped(node: Node, sizes: list[tuple[int, ...]]) -> Node:

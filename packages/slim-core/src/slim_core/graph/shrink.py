@@ -37,32 +37,43 @@ def removed_classes(coupling: Coupling, kept: Kept) -> NDArray[np.int64]:
         units = np.asarray(units, dtype=np.int64)
         if len(units) == 0:
             raise SlimError(f"channel group '{name}' would be left without a unit", hint="keep at least one")
-        if units.min() < 0 or units.max() >= len(classes) or len(np.unique(units)) != len(units):
-            raise SlimError(f"kept units of channel group '{name}' are not distinct numbers below {len(classes)}")
         mask = np.ones(len(classes), dtype=np.bool_)
-        mask[units] = False
+        inside = units.min() >= 0 and units.max() < len(classes)
+        if inside:
+            mask[units] = False
+        if not inside or np.count_nonzero(mask) != len(classes) - len(units):
+            raise SlimError(f"kept units of channel group '{name}' are not distinct numbers below {len(classes)}")
         gone.append(classes[mask])
     return np.concatenate(gone) if gone else np.zeros(0, dtype=np.int64)
 
 
 def cuts_of(coupling: Coupling, kept: Kept) -> dict[str, dict[int, NDArray[np.int64]]]:
-    """Return which indices stay: by first state-dict name, then by dimension. Uncut dimensions are left out."""
+    """Return which indices stay: by first state-dict name, then by dimension. Uncut dimensions are left out.
+
+    Dimensions that keep the same indices share one array.
+    """
     removed_classes(coupling, kept)
-    gone: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
+    sizes = {value.names[0]: value.shape for value in coupling.graph.values if value.kind in ("parameter", "buffer")}
+    stays: dict[tuple[str, int], NDArray[np.bool_]] = {}
     for name, units in kept.items():
         group = coupling.group(name)
-        mask = np.ones(group.units, dtype=np.bool_)
-        mask[np.asarray(units, dtype=np.int64)] = False
-        if not mask.any():
+        gone = np.ones(group.units, dtype=np.bool_)
+        gone[np.asarray(units, dtype=np.int64)] = False
+        numbers = gone.nonzero()[0]
+        if len(numbers) == 0:
             continue
         for member in group.members:
-            gone.setdefault((member.name, member.dim), []).append(member.indices[mask].ravel())
-    sizes = {value.names[0]: value.shape for value in coupling.graph.values if value.kind in ("parameter", "buffer")}
+            place = (member.name, member.dim)
+            if place not in stays:
+                stays[place] = np.ones(sizes[member.name][member.dim], dtype=np.bool_)
+            stays[place][member.indices[numbers]] = False
     cuts: dict[str, dict[int, NDArray[np.int64]]] = {}
-    for (name, dim), parts in gone.items():
-        mask = np.ones(sizes[name][dim], dtype=np.bool_)
-        mask[np.concatenate(parts)] = False
-        cuts.setdefault(name, {})[dim] = np.flatnonzero(mask)
+    same: dict[bytes, NDArray[np.int64]] = {}
+    for (name, dim), mask in stays.items():
+        key = mask.tobytes()
+        if key not in same:
+            same[key] = mask.nonzero()[0]
+        cuts.setdefault(name, {})[dim] = same[key]
     return cuts
 
 

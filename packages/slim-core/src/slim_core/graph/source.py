@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import linecache
 import sys
-from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from slim_core import workload
+from slim_core.graph.isolate import walk
 from slim_core.graph.types import SourceLine
 
 _CALL_CODE = nn.Module._call_impl.__code__
@@ -26,13 +27,17 @@ class Locator:
     """Finds line and module of the operator that is running; caches what it read.
 
     Args:
-        paths: path of each module, by ``id``.
+        model: the model whose modules are named.
     """
 
-    def __init__(self, paths: Mapping[int, str]) -> None:
-        self._paths = paths
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._inside: dict[str, bool] = {}
         self._lines: dict[tuple[str, int], SourceLine] = {}
+
+    @cached_property
+    def _paths(self) -> dict[int, str]:
+        return {id(module): path for path, module in walk(self._model)}
 
     def locate(self) -> tuple[str, SourceLine | None]:
         """Return the innermost module's path and the innermost line outside torch and this package.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -173,7 +174,28 @@ class Coupling:
     unit_classes: Mapping[str, NDArray[np.int64]] = field(repr=False)
 
     def group(self, name: str) -> ChannelGroup:
-        for group in self.groups:
-            if group.name == name:
-                return group
-        raise KeyError(name)
+        return self._by_name[name]
+
+    @cached_property
+    def flat_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[tuple[int, int, int], ...]]:
+        """All different arrays of ``labels`` end to end, where each starts, and which one each dimension has.
+
+        The last is ``(value, dimension, number of the array)``; dimensions without labels or of size 0 are left out.
+        """
+        numbers: dict[int, int] = {}
+        arrays: list[NDArray[np.int64]] = []
+        dimensions: list[tuple[int, int, int]] = []
+        for index, dims in enumerate(self.labels):
+            for dim, classes in enumerate(dims):
+                if classes is not None and len(classes):
+                    number = numbers.setdefault(id(classes), len(arrays))
+                    if number == len(arrays):
+                        arrays.append(classes)
+                    dimensions.append((index, dim, number))
+        lengths = [len(classes) for classes in arrays]
+        starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
+        return np.concatenate(arrays or [np.zeros(0, dtype=np.int64)]), starts, tuple(dimensions)
+
+    @cached_property
+    def _by_name(self) -> dict[str, ChannelGroup]:
+        return {group.name: group for group in self.groups}

@@ -20,7 +20,7 @@ Normalize = Literal["mean", "max", "sum", "none"]
 Measure = Callable[[Tensor, int], Tensor]
 Scores = NDArray[np.float64]
 
-_BLOCK = 2**17  # elements that are worked on at a time: they stay in cache
+_BLOCK = 2**18  # elements that are worked on at a time: they stay in cache
 _SCALES: Mapping[str, Callable[[Scores], float]] = {
     "mean": lambda scores: float(scores.sum()) / len(scores),
     "max": lambda scores: float(scores.max()),

@@ -230,13 +230,14 @@ def live_nodes(graph: Graph) -> set[int]:
 
 def refs_of(value: Any) -> list[Ref]:
     """Return the tensor references inside an operator's arguments, in order."""
-    if isinstance(value, Ref):
+    if type(value) is Ref:
         return [value]
     found: list[Ref] = []
-    if not isinstance(value, str) and hasattr(value, "__iter__"):
+    if type(value) is not str and hasattr(value, "__iter__"):
         for item in value:
-            if isinstance(item, Ref):
+            kind = type(item)
+            if kind is Ref:
                 found.append(item)
-            elif isinstance(item, tuple):
+            elif kind is tuple and item:
                 found += refs_of(item)
     return found

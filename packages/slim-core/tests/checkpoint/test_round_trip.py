@@ -396,7 +396,8 @@ def test_another_process_writes_the_same_bytes(rich_file, tmp_path) -> None:
     script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     script += "import checkpoint_kit, pathlib; checkpoint_kit.save_rich(pathlib.Path(sys.argv[1]))"
     path = tmp_path / "a.safetensors"
-    subprocess.run([sys.executable, "-c", script, str(path)], check=True, env={**os.environ, "PYTHONHASHSEED": "77"})
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True, env=environment, timeout=120)
     assert path.read_bytes() == rich_file.read_bytes()
 
 

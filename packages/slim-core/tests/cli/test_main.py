@@ -282,7 +282,7 @@ def test_a_real_ctrl_c_ends_a_command_with_130_and_one_line(tmp_path: Path) -> N
     project = tmp_path / "waiting.py"
     project.write_text(
         dedent("""
-        import time
+        import signal, time
         from slim_core import hookimpl
         from slim_core.errors import Interrupted
 
@@ -291,6 +291,7 @@ def test_a_real_ctrl_c_ends_a_command_with_130_and_one_line(tmp_path: Path) -> N
             @cli.command()
             def wait():
                 try:
+                    signal.alarm(60)  # ends it, and with it the test's wait for a line, whatever goes wrong
                     print("waiting", flush=True)
                     time.sleep(60)
                 except KeyboardInterrupt:
@@ -301,10 +302,13 @@ def test_a_real_ctrl_c_ends_a_command_with_130_and_one_line(tmp_path: Path) -> N
         [sys.executable, "-m", "slim_core", "--load", str(project), "wait"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "SLIM_PLUGINS": ""},
     )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "waiting\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert err.strip() == "stopped; resume with `slim wait`"
 

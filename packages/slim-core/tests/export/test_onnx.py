@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import subprocess
 import sys
@@ -234,11 +235,52 @@ def test_without_onnx_the_extra_is_named(net: Net, tmp_path: Path, monkeypatch: 
 def test_large_weights_go_to_a_second_file(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SINGLE_FILE_LIMIT", 1000)
     result = to_onnx(net, (X,), tmp_path / "net.onnx")
-    data = tmp_path / "net.onnx.data"
+    (data,) = tmp_path.glob("net.onnx.*.data")
+    assert data.name.split(".")[2] == hashlib.sha256(data.read_bytes()).hexdigest()[:16]
     assert result.bytes == result.path.stat().st_size + data.stat().st_size
     assert data.stat().st_size >= net.conv.weight.numel() * 4
     assert result.max_diff is not None
     assert result.max_diff < 1e-5
+    with torch.no_grad():
+        net.conv.weight.add_(1)
+    others = [tmp_path / "net.onnx.mine.data", tmp_path / "other.onnx.0123456789abcdef.data"]
+    for other in others:
+        other.write_bytes(b"")
+    again = to_onnx(net, (X,), tmp_path / "net.onnx")
+    assert again.max_diff is not None
+    assert again.max_diff < 1e-4
+    assert not data.exists()
+    assert all(other.exists() for other in others)
+    monkeypatch.undo()
+    to_onnx(net, (X,), tmp_path / "net.onnx")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "net.onnx", *others])
+
+
+def test_an_export_that_stops_between_its_two_files_leaves_the_old_pair(
+    net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SINGLE_FILE_LIMIT", 1000)
+    path = tmp_path / "net.onnx"
+    to_onnx(net, (X,), path)
+    expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": X.numpy()})
+    with torch.no_grad():
+        net.conv.weight.add_(1)
+    renamed = os.replace
+
+    def stop(source: Path, target: Path) -> None:
+        if target == path:
+            raise KeyboardInterrupt
+        renamed(source, target)
+
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        to_onnx(net, (X,), path)
+    assert len(list(tmp_path.glob("net.onnx.*.data"))) == 2
+    got = onnxruntime.InferenceSession(str(path)).run(None, {"x": X.numpy()})
+    assert all(np.array_equal(one, other) for one, other in zip(expected, got, strict=True))
+    monkeypatch.setattr(os, "replace", renamed)
+    to_onnx(net, (X,), path)
+    assert len(list(tmp_path.glob("net.onnx.*.data"))) == 1
 
 
 @pytest.mark.slow
@@ -247,6 +289,6 @@ def test_nothing_is_printed(tmp_path: Path) -> None:
         "import torch; from slim_core.export import ExportResult, to_onnx;"
         f"to_onnx(torch.nn.Linear(3, 3), (torch.ones(1, 3),), {str(tmp_path / 'x.onnx')!r})"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
     assert done.stdout == ""
     assert done.stderr == ""

@@ -139,7 +139,8 @@ def test_installed_recipes_are_listed_and_shown(file, tmp_path):
 def test_listing_recipes_imports_no_torch():
     code = "import sys; from slim_core.cli.main import run; run(['recipe', 'list']); sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "SLIM_PLUGINS": ""}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == 0
 
 
 @pytest.mark.slow
@@ -155,13 +156,16 @@ def test_ctrl_c_exits_with_130_and_the_command_that_resumes(file, recipe, tmp_pa
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not log.exists() or len(log.read_text().split()) < 2:
-        assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not log.exists() or len(log.read_text().split()) < 2:
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 130
     (line,) = [line for line in err.splitlines() if line.strip()]
     assert line == f"interrupted while training the original; to resume: slim {' '.join(command)}"

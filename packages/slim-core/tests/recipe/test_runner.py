@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -117,10 +118,17 @@ run(json.loads(sys.argv[2]), sys.argv[3], registry=host.registry)
 """
 
 
-def start(recipe, out, log):
+@contextmanager
+def started(recipe, out, log):
+    """A process that runs the recipe; it is killed at the end, whatever happened."""
     environment = {**os.environ, "SLIM_PLUGINS": "", "SLIM_TEST_EPOCHS": str(log), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", CHILD, str(PROJECT), json.dumps(recipe), str(out)]
-    return subprocess.Popen(command, env=environment)
+    child = subprocess.Popen(command, env=environment)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait(timeout=60)
 
 
 def epochs(log):
@@ -137,18 +145,18 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(recipe, registry, tmp_pat
     run(recipe, tmp_path / "whole", registry=registry)
 
     log, out = tmp_path / "log", tmp_path / "out"
-    child = start(recipe, out, log)
-    deadline = time.monotonic() + 120
-    while len(epochs(log)) < begun:
-        assert child.poll() is None, "the child ended early"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    with started(recipe, out, log) as child:
+        deadline = time.monotonic() + 120
+        while len(epochs(log)) < begun:
+            assert child.poll() is None, "the child ended early"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=60)
     assert not (out / "model.safetensors").exists()
     before = len(epochs(log))
-    child = start(recipe, out, log)
-    assert child.wait(timeout=120) == 0
+    with started(recipe, out, log) as child:
+        assert child.wait(timeout=120) == 0
     assert digest(out) == digest(tmp_path / "whole")
     whole = ["0", "1", "2", "0", "1", "0"]  # base, first step, second step
     assert epochs(log)[:before] == whole[:before]
@@ -312,11 +320,12 @@ def test_too_little_space_is_an_error_before_training(recipe, registry, tmp_path
 
 
 HOLDER = """
-import sys, time
+import signal, sys, time
 from slim_core.recipe.folder import open_folder
 with open_folder(sys.argv[1], "x", {}, versions={}):
+    signal.alarm(60)  # ends it, and with it the test's wait for a line, whatever goes wrong
     print("held", flush=True)
-    time.sleep(600)
+    time.sleep(60)
 """
 
 
@@ -328,7 +337,7 @@ def test_two_runs_do_not_share_a_folder_and_a_dead_one_holds_nothing(recipe, reg
             run(recipe, tmp_path, registry=registry)
     finally:
         holder.kill()
-        holder.wait()
+        holder.communicate(timeout=60)
     run(recipe, tmp_path, registry=registry, overwrite=True)
 
 

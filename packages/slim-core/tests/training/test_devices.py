@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from slim_core.errors import MissingExtraError
 from slim_core.training.devices import OneDevice, choose_devices, split
 
 SCRIPT = """
-import json, os, sys
+import json, os, signal, sys
 import torch
 from pathlib import Path
 from safetensors.torch import save_file
@@ -24,6 +23,7 @@ from slim_core.training import FitConfig, evaluate, fit
 from slim_core.workload import Workload
 from torch import nn
 
+signal.alarm(200)  # it ends even if nobody is left to end it
 torch.set_num_threads(1)
 torch.manual_seed(0)
 inputs, targets = torch.randn(101, 1, 8, 8), torch.randint(0, 4, (101,))  # the last batch has one sample
@@ -42,27 +42,19 @@ save_file({**result.workload.model.state_dict(), **figures}, f"{folder}.{rank}.s
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def launch(script: Path, folder: Path, world: int) -> list[dict[str, torch.Tensor]]:
+    """Run the script, several times over with ``torchrun``, whose store takes a free port by itself."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE")}
-    if world > 1:
-        environment |= {
-            "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-        }  # fmt: skip
-    running = []
-    for rank in range(world):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        running.append(subprocess.Popen([sys.executable, str(script), str(folder)], env=environment | own))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    command = [sys.executable, *(torchrun if world > 1 else []), str(script), str(folder)]
+    process = subprocess.Popen(command, env=environment | {"OMP_NUM_THREADS": "1"})
     try:
-        assert [process.wait(timeout=180) for process in running] == [0] * world
+        assert process.wait(timeout=180) == 0
     finally:
-        for process in running:
+        process.terminate()  # torchrun ends its processes then
+        try:
+            process.wait(timeout=30)
+        finally:
             process.kill()
     return [load_file(f"{folder}.{rank}.safetensors") for rank in range(world)]
 

@@ -55,7 +55,7 @@ def test_flags_differ_from_module_to_module_and_come_back_after_an_error(context
         assert not any(module.training for module in model.modules())
         assert model[2].merged
     assert [module.training for module in model.modules()] == before
-    with pytest.raises(RuntimeError), context(model):
+    with pytest.raises(TypeError), context(model):
         model(torch.ones(2, 2), "one argument too many")
     assert [module.training for module in model.modules()] == before
     assert (model[1][1].merged, model[2].merged) == (True, False)

@@ -54,6 +54,23 @@ PROJECT = """
     def spectrum():
         return Spectrum()
 
+    @register.model("quantized")
+    def quantized():
+        from slim_core.graph.export import export_graph
+
+        graph = export_graph(Net(), (torch.zeros(2, 3, 16, 16),))
+        graph.register_buffer("scale", torch.tensor(0.1))
+        graph.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
+        for node in [node for node in graph.graph.nodes if "conv2d" in str(node.target)]:
+            with graph.graph.inserting_before(node):
+                parts = [graph.graph.get_attr(name) for name in ("scale", "zero_point")]
+                fake = graph.graph.call_function(
+                    torch.ops.aten.fake_quantize_per_tensor_affine.tensor_qparams, (node.args[1], *parts, -127, 127)
+                )
+            node.args = (node.args[0], fake, *node.args[2:])
+        graph.recompile()
+        return graph
+
     @register.model("broken")
     def broken():
         raise ValueError("no weights here")
@@ -186,6 +203,21 @@ class TestBadInput:
         status, _, err = slim("graph", str(tmp_path / "model.safetensors"))
         assert status == 2
         assert "model.safetensors" in err
+
+
+def test_a_quantized_graph_has_one_reason_for_everything(slim: Any) -> None:
+    data = read(slim, "quantized", "--input", "1,3,16,16")
+    assert data["macs"] == 8 * 256 * 27 + 8 * 5
+    assert data["groups"] == []
+    assert data["prunable_params"] == 0
+    assert {item["reason"] for item in data["frozen"]} == {
+        "the graph is quantized: prune the float model before quantizing it"
+    }
+    names = [(item["name"], item["dim"]) for item in data["frozen"]]
+    assert {("stem.weight", 0), ("head.weight", 1)} <= set(names)
+    assert len(set(names)) == len(names)
+    _, out, _ = slim("graph", "quantized", "--input", "1,3,16,16", "--frozen")
+    assert out.count("is quantized") == 1
 
 
 def test_a_checkpoint_is_shown_as_it_is(slim: Any, tmp_path: Path) -> None:

@@ -65,11 +65,15 @@ def graph(
     slim graph my_model --load my_project.py --input ids=1,128:int64
     """
     from slim_core.cli import graph_views as views
+    from slim_core.export.quantizers import has_fake_quantizers
     from slim_core.graph import analyse
     from slim_core.graph.cost import cost
 
     model, inputs = _subject(app, model_name, _arguments(kwargs), shapes)
-    coupling = analyse(model, inputs, probe=probe, registry=app.registry)
+    quantized = has_fake_quantizers(model)
+    coupling = analyse(model, inputs, probe=probe and not quantized, registry=app.registry)
+    if quantized:
+        coupling = views.frozen_whole(coupling, "the graph is quantized: prune the float model before quantizing it")
     report = cost(coupling.graph)
     asked = [name for name, wanted in zip(_VIEWS, (modules, groups, frozen, nodes), strict=True) if wanted]
     shown = asked or list(_VIEWS[:3])

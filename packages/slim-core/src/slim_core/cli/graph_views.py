@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,19 @@ def group_json(group: ChannelGroup) -> dict[str, Any]:
         for member in group.members
     ]
     return {"name": group.name, "units": group.units, "exact": group.exact, "members": members}
+
+
+def frozen_whole(coupling: Coupling, reason: str) -> Coupling:
+    """Return the coupling with everything that has channels frozen for one reason."""
+    from slim_core.graph import Frozen
+
+    sizes = {(item.name, item.dim): item.count for item in coupling.frozen}
+    for group in coupling.groups:
+        for member in group.members:
+            key = (member.name, member.dim)
+            sizes[key] = sizes.get(key, 0) + int(member.indices.size)
+    frozen = tuple(Frozen(name, dim, count, reason, None) for (name, dim), count in sorted(sizes.items()))
+    return replace(coupling, groups=(), frozen=frozen)
 
 
 def frozen_json(item: Frozen) -> dict[str, Any]:

@@ -204,8 +204,48 @@ def test_the_bias_of_a_float_result_counts_in_steps_of_the_product() -> None:
     folding.clean(proto)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     step = constants["sx"] * constants["sw"]
-    assert np.array_equal(stored["b_integers"], np.rint(constants["b"].astype(np.float64) / step).astype(np.int32))
+    assert np.array_equal(stored["y_bias_integers"], np.rint(constants["b"].astype(np.float64) / step).astype(np.int32))
     assert "b" not in stored
+    assert np.abs(run(proto, x) - before).max() <= step.max() / 2 * 1.01
+
+
+def test_a_layer_used_twice_gets_a_bias_for_each_use() -> None:
+    rng = np.random.default_rng(0)
+    constants = {
+        "s1": np.float32(0.1) * np.ones((), np.float32),
+        "s2": np.float32(0.03) * np.ones((), np.float32),
+        "z": np.full((), 7, np.uint8),
+        "w": rng.integers(-127, 128, (5, 5)).astype(np.int8),
+        "sw": np.array([0.01, 0.02, 0.03, 0.04, 0.05], np.float32),
+        "zw": np.zeros(5, np.int8),
+        "b": rng.normal(size=5).astype(np.float32),
+    }
+    proto = model(
+        [
+            helper.make_node("DequantizeLinear", ["w", "sw", "zw"], ["v"], axis=0),
+            helper.make_node("QuantizeLinear", ["x", "s1", "z"], ["q1"]),
+            helper.make_node("DequantizeLinear", ["q1", "s1", "z"], ["d1"]),
+            helper.make_node("Gemm", ["d1", "v", "b"], ["g1"], transB=1),
+            helper.make_node("QuantizeLinear", ["x", "s2", "z"], ["q2"]),
+            helper.make_node("DequantizeLinear", ["q2", "s2", "z"], ["d2"]),
+            helper.make_node("Gemm", ["d2", "v", "b"], ["g2"], transB=1),
+            helper.make_node("Add", ["g1", "g2"], ["y"]),
+        ],
+        constants,
+        [2, 5],
+    )
+    x = rng.normal(size=(2, 5)).astype(np.float32)
+    before = run(proto, x)
+    folding.clean(proto)
+    names = [tensor.name for tensor in proto.graph.initializer] + [
+        name for node in proto.graph.node for name in node.output
+    ]
+    assert len(set(names)) == len(names)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    for use, scale in (("g1", "s1"), ("g2", "s2")):
+        step = (constants[scale] * constants["sw"]).astype(np.float64)
+        assert np.array_equal(stored[f"{use}_bias_integers"], np.rint(constants["b"].astype(np.float64) / step))
+    step = (constants["s1"] + constants["s2"]) * constants["sw"]
     assert np.abs(run(proto, x) - before).max() <= step.max() / 2 * 1.01
 
 

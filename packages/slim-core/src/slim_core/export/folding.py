@@ -107,9 +107,10 @@ def quantize_last_biases(proto: Any) -> None:
         if bias.ndim != 1 or (step.ndim and len(step) != len(bias)) or np.abs(integers).max(initial=0) >= 2**31:
             continue
         parts = [np.asarray(integers, np.int32), step, np.zeros(step.shape, np.int32)]
-        names = [f"{node.input[2]}_{part}" for part in ("integers", "step", "zero_point")]
+        base = f"{node.output[0]}_bias"  # by its use: one bias may serve twice, with another step each time
+        names = [f"{base}_{part}" for part in ("integers", "step", "zero_point")]
         graph.initializer.extend(onnx.numpy_helper.from_array(*pair) for pair in zip(parts, names, strict=True))
-        made = onnx.helper.make_node("DequantizeLinear", names, [f"{node.input[2]}_float"], axis=0)
+        made = onnx.helper.make_node("DequantizeLinear", names, [f"{base}_float"], axis=0)
         graph.node.insert(list(graph.node).index(node), made)
         node.input[2] = made.output[0]
 

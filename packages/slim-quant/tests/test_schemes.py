@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from slim_core.errors import SlimError
 from slim_quant.schemes import Scheme, dequantize, on_grid, qparams, quantize, sqnr_db
 
 SCHEMES = st.builds(Scheme, st.integers(2, 8), st.booleans(), st.just("per_tensor"))
@@ -42,8 +43,13 @@ def test_integer_ranges(bits: int, symmetric: bool, ends: tuple[int, int]) -> No
 
 @pytest.mark.parametrize("bits", [1, 9])
 def test_other_bits_are_refused(bits: int) -> None:
-    with pytest.raises(ValueError, match="2 to 8"):
+    with pytest.raises(SlimError, match="2 to 8"):
         Scheme(bits)
+
+
+def test_an_unknown_granularity_is_refused() -> None:
+    with pytest.raises(SlimError, match="unknown granularity 'per_row'"):
+        Scheme(granularity="per_row")
 
 
 @given(values=VALUES, scheme=SCHEMES)

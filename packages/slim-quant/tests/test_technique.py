@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from slim_core import Workload, load_plugins
+from slim_core.data import TensorSource, begin_epoch
 from slim_core.errors import DataError, PatternError
 from slim_core.tasks import ClassificationTask
 from slim_core.technique import Run
@@ -54,14 +59,79 @@ def test_the_same_seed_gives_the_same_scales(workload: Workload, run: Run) -> No
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def pictures(**options: Any) -> TensorSource:
+    inputs = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return TensorSource(inputs, torch.arange(64) % 10, 16, shuffle=True, **options)
+
+
+def louder(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    return inputs * 10 * torch.rand((), generator=generator)
+
+
+def loader(**_: Any) -> DataLoader[Any]:
+    source = pictures()
+    generator = torch.Generator().manual_seed(3)
+    return DataLoader(TensorDataset(source.inputs, source.targets), 16, shuffle=True, generator=generator)
+
+
+def unseeded(**_: Any) -> DataLoader[Any]:
+    source = pictures()
+    return DataLoader(TensorDataset(source.inputs, source.targets), 16, shuffle=True)
+
+
+@pytest.mark.parametrize("make", [pictures, loader, unseeded])
+def test_calibration_is_the_same_whatever_ran_before(
+    net: nn.Module, x: Tensor, run: Run, make: Callable[..., Any]
+) -> None:
+    states = []
+    for epochs in (0, 2):
+        source = make()
+        for epoch in range(epochs):  # as a fit goes through it
+            begin_epoch(source, epoch, 7)
+            for _ in source:
+                torch.rand(())
+        workload = Workload(net, (x[:1],), ClassificationTask(), train=source)
+        result = PTQTechnique().run(workload, PTQConfig(samples=24, observer="min_max"), run)
+        states.append(result.workload.model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_calibration_sees_no_augmentation(net: nn.Module, x: Tensor, run: Run) -> None:
+    scales = []
+    for source in (pictures(), pictures(augment=louder)):
+        workload = Workload(net, (x[:1],), ClassificationTask(), train=source)
+        result = PTQTechnique().run(workload, PTQConfig(samples=64, observer="min_max"), run)
+        scales.append(float(result.workload.model.get_buffer("activation_quant.x.scale")))
+    values = pictures().inputs
+    assert scales == [pytest.approx(float(values.max() - values.min()) / 255)] * 2
+
+
+def test_generators_are_left_as_they_were(net: nn.Module, x: Tensor, run: Run) -> None:
+    source = loader()
+    before = [torch.get_rng_state(), source.generator.get_state(), torch.tensor(np.random.get_state()[1])]
+    PTQTechnique().run(Workload(net, (x[:1],), ClassificationTask(), train=source), PTQConfig(samples=16), run)
+    after = [torch.get_rng_state(), source.generator.get_state(), torch.tensor(np.random.get_state()[1])]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_fewer_samples_than_asked_for_are_all_used_and_noted(workload: Workload, run: Run) -> None:
+    result = PTQTechnique().run(workload, PTQConfig(samples=100), run)
+    assert result.details["samples"] == 64
+    note = "calibrated on all 64 samples that the data has: 100 were asked for"
+    assert note in result.notes
+    assert note in result.details["notes"]
+    enough = PTQTechnique().run(workload, PTQConfig(samples=64), run)
+    assert not any("calibrated on all" in item for item in enough.notes)
+
+
 def test_settings_reach_the_quantizer(workload: Workload, run: Run) -> None:
     config = PTQConfig(weight_bits=4, activation_bits=7, per_channel=False, skip=["head"], observer="min_max")
     result = PTQTechnique().run(workload, config, run)
     data = result.workload.transforms[0].data
     assert data["activation"]["bits"] == 7
-    assert {item["bits"] for item in data["weights"].values()} == {4}
-    assert {item["granularity"] for item in data["weights"].values()} == {"per_tensor"}
-    assert "head.weight" not in data["weights"]
+    assert {item["bits"] for item in data["schemes"].values()} == {4}
+    assert {item["granularity"] for item in data["schemes"].values()} == {"per_tensor"}
+    assert "head.weight" not in data["schemes"]
     assert "head stays in float: it is skipped" in result.notes
 
 

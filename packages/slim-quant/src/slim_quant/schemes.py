@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from slim_core.errors import SlimError
 
 Granularity = Literal["per_tensor", "per_channel"]
 
@@ -23,6 +25,9 @@ class Scheme:
         symmetric: zero point 0 and a range without the most negative integer (-127..127); otherwise unsigned with a
             zero point (0..255).
         granularity: one scale for the tensor ("layer-wise") or one per channel ("channel-wise").
+
+    Raises:
+        SlimError: other bits, or an unknown granularity.
     """
 
     bits: int = 8
@@ -31,7 +36,11 @@ class Scheme:
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be 2 to 8, not {self.bits}")
+            raise SlimError(f"a scheme has 2 to 8 bits, not {self.bits}")
+        if self.granularity not in get_args(Granularity):
+            raise SlimError(
+                f"unknown granularity '{self.granularity}'", hint=f"known: {', '.join(get_args(Granularity))}"
+            )
 
     @property
     def qmin(self) -> int:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 
+from slim_core.data import begin_epoch, generators_of
 from slim_core.errors import DataError
+from slim_core.graph.export import export_graph
 from slim_core.technique import Run, StepResult, StrictConfig
+from slim_core.training.rng import kept_generators, seed_epoch
 from slim_core.workload import Workload
+from slim_quant.fold import fold_batch_norms
+from slim_quant.placement import place
 from slim_quant.ptq.static import quantize
 from slim_quant.schemes import Scheme
+from slim_quant.targets import get_target
 
 
 class PTQConfig(StrictConfig):
@@ -20,7 +25,7 @@ class PTQConfig(StrictConfig):
 
     Attributes:
         target: runtime that the quantizers are placed for.
-        samples: training samples to calibrate on.
+        samples: training samples to calibrate on, without augmentation; where there are fewer, all, and a note says so.
         observer: how the ranges of activations are found.
         weight_observer: how the ranges of weights are found.
         weight_bits: bits of the weights, 2 to 8.
@@ -45,6 +50,20 @@ class PTQTechnique:
     name: ClassVar[str] = "quant.ptq"
     Config: ClassVar[type[PTQConfig]] = PTQConfig
 
+    def rehearse(self, workload: Workload, config: PTQConfig, run: Run) -> None:
+        """Look for training data, and for the layers that ``skip`` names; what comes after cannot be told.
+
+        Raises:
+            DataError: the workload has no training data.
+            ModelError: the model cannot be exported.
+            PatternError: a pattern of ``skip`` matches nothing.
+        """
+        _need_data(workload)
+        if config.skip:
+            graph = export_graph(workload.model, workload.example_inputs)
+            fold_batch_norms(graph)
+            place(graph, get_target(config.target), skip=config.skip)
+
     def run(self, workload: Workload, config: PTQConfig, run: Run) -> StepResult:
         """Quantize; the given model stays as it is.
 
@@ -53,23 +72,16 @@ class PTQTechnique:
             ModelError: the model cannot be exported, or is quantized already.
             PatternError: a pattern of ``skip`` matches nothing.
         """
-        if workload.train is None:
-            raise DataError(
-                "quant.ptq calibrates on training data, and the workload has none",
-                hint="give the workload a `train` source; unlabelled inputs are enough for calibration",
-            )
-        state = torch.get_rng_state()
-        try:
-            torch.manual_seed(run.seed)  # the order and augmentation of the calibration samples
+        _need_data(workload)
+        with kept_generators(*generators_of(workload.train)):
             result = quantize(
-                workload.model, _inputs(workload), example_inputs=workload.example_inputs, target=config.target,
+                workload.model, _inputs(workload, run.seed), example_inputs=workload.example_inputs,
+                target=config.target,
                 weight=Scheme(config.weight_bits, True, "per_channel" if config.per_channel else "per_tensor"),
                 activation=Scheme(config.activation_bits, False, "per_tensor"),
                 observer=config.observer, weight_observer=config.weight_observer, skip=config.skip,
                 samples=config.samples, progress=run.progress,
             )  # fmt: skip
-        finally:
-            torch.set_rng_state(state)
         report = result.report
         details = {
             "layers": [dict(row) for row in report.layers],
@@ -81,12 +93,22 @@ class PTQTechnique:
         return StepResult(workload.with_model(result.model, result.transform), details, report.notes)
 
 
-def _inputs(workload: Workload) -> Iterator[Any]:
-    source = workload.train
-    set_epoch = getattr(source, "set_epoch", None)
-    if set_epoch is not None:
-        set_epoch(0)
-    for batch in source or ():
+def _need_data(workload: Workload) -> None:
+    if workload.train is None:
+        raise DataError(
+            "quant.ptq calibrates on training data, and the workload has none",
+            hint="give the workload a `train` source; unlabelled inputs are enough for calibration",
+        )
+
+
+def _inputs(workload: Workload, seed: int) -> Iterator[Any]:
+    """Yield inputs without augmentation where the source knows how, in an order that only ``seed`` decides."""
+    source: Any = workload.train
+    if hasattr(source, "plain"):
+        source = source.plain()
+    begin_epoch(source, 0, seed)
+    seed_epoch(seed, 0)  # users' data sets draw from the global generators
+    for batch in source:
         if workload.task is not None:
             yield workload.task.inputs(batch)
         else:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slim_core.errors import DataError, ModelError, UnknownNameError
+from slim_core.errors import DataError, ModelError, SlimError, UnknownNameError
 from slim_quant import Scheme, quantize
 from slim_quant.schemes import sqnr_db
 
@@ -193,3 +193,24 @@ def test_values_that_are_not_finite_are_an_error(net: nn.Module, x: Tensor, obse
 def test_an_unknown_observer_is_an_error(net: nn.Module, x: Tensor) -> None:
     with pytest.raises(UnknownNameError, match="unknown observer"):
         quantize(net, noise(1), example_inputs=(x,), observer="nope")
+
+
+def test_a_model_that_answers_with_classes_is_quantized_without_a_figure_for_its_output(x: Tensor) -> None:
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3 * 16 * 16, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.flatten(1)).argmax(1)
+
+    result = quantize(Classes(), [x], example_inputs=(x,))
+    assert result.report.sqnr_db is None
+    assert [row["name"] for row in result.report.layers] == ["head"]
+    assert result.report.layers[0]["sqnr_db"] > 20
+    assert result.model(x).dtype == torch.int64
+
+
+def test_activations_per_channel_are_refused_before_anything_runs(net: nn.Module, x: Tensor) -> None:
+    with pytest.raises(SlimError, match="activations cannot be quantized per channel"):
+        quantize(net, [x], example_inputs=(x,), activation=Scheme(8, False, "per_channel"))

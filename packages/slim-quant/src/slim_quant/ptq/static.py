@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slim_core.errors import DataError, ModelError
+from slim_core.errors import DataError, ModelError, SlimError
 from slim_core.graph.export import ExportedModel, export_graph
 from slim_core.progress import Progress, SilentProgress
 from slim_core.workload import Inputs, Transform, tensors_of
@@ -40,13 +40,13 @@ class QuantReport:
         layers: one row per quantized layer: name, operator, bits, SQNR of its output against the float model in dB.
         notes: what stayed in float or was changed, with the reason.
         samples: samples that were calibrated on.
-        sqnr_db: SQNR of the model's outputs, in dB.
+        sqnr_db: SQNR of the model's outputs, in dB; ``None`` where none is in floating point.
     """
 
     layers: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
     samples: int
-    sqnr_db: float
+    sqnr_db: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def quantize(
             ``"percentile"``.
         weight_observer: how weight ranges are found: ``"abs_max"`` or ``"mse"``.
         skip: globs over layer names that stay in float.
-        samples: how many samples to calibrate on; calibration stops there.
+        samples: how many samples to calibrate on; calibration stops there. Where there are fewer, a note says so.
         progress: where to report to.
 
     Raises:
@@ -99,10 +99,13 @@ def quantize(
         PatternError: a pattern of ``skip`` matches nothing.
         DataError: ``calibration`` gives no batch, or values that are not finite.
         UnknownNameError: an unknown target or observer.
+        SlimError: activations are asked for per channel.
     """
     progress = progress or SilentProgress()
     if activation.granularity != "per_tensor":
-        raise ValueError("activations have one scale per tensor")
+        raise SlimError(
+            "activations cannot be quantized per channel", hint='use Scheme(granularity="per_tensor") for activations'
+        )
     chosen = get_target(target)
     graph = _prepare(model, example_inputs)
     notes = list(fold_batch_norms(graph))
@@ -111,6 +114,8 @@ def quantize(
     observers = {item.scale: make_observer(observer) for item in placement.activations}
     taps = _watched(graph, placement, observers, chosen)
     sample, seen = _calibrate(graph, calibration, taps, samples, progress)
+    if seen < samples:
+        notes.append(f"calibrated on all {seen} samples that the data has: {samples} were asked for")
     ranges = {name: _range(name, watched, activation) for name, watched in observers.items()}
     activations = {name: qparams(low, high, activation) for name, (low, high) in ranges.items()}
     schemes = {item.name: weight for item in placement.weights}
@@ -236,8 +241,10 @@ def _rows(
     return tuple(rows)
 
 
-def _sqnr(before: list[Tensor], after: list[Tensor]) -> float:
-    """SQNR over all tensors together, at most 200 dB, so that it is a JSON number."""
+def _sqnr(before: list[Tensor], after: list[Tensor]) -> float | None:
+    """SQNR over all tensors together, at most 200 dB, so that it is a JSON number; ``None`` without tensors."""
+    if not before:
+        return None
     flat = [torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in (before, after)]
     return round(min(sqnr_db(*flat), 200.0), 2)
 

@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,10 +23,10 @@ from slim_core.workload import Transform
 from slim_prune.edits import Edits, Indices, check_indices, decode, encode, state_of
 from slim_prune.errors import PlanError
 from slim_prune.masking import masked, masked_copy
-from slim_prune.record import to_transform
+from slim_prune.record import check_edits, to_transform
 from slim_prune.rollback import Rollback
-from slim_prune.schema import FORMAT, VERSION, PlanData, read
-from slim_prune.signature import check_forward
+from slim_prune.schema import FORMAT, MAX_BYTES, VERSION, PlanData, read
+from slim_prune.signature import check_description, check_forward
 from slim_prune.surgery import Ema, copy_and_operate, operate
 
 if TYPE_CHECKING:
@@ -278,9 +277,19 @@ class PrunePlan:
             check_indices(kept, group.units, f"group '{group.name}'")
             groups.append(GroupPlan(group.name, group.units, group.channels_per_unit, kept))
         arrays = {name: np.array(array, dtype=np.int64) for name, array in plan.indices.items()}
+        if len({group.name for group in groups}) != len(groups):
+            raise PlanError("a group stands there twice", where="groups")
         edits = decode(plan.edits, arrays)
         for edit in edits.tensors:
             check_indices(edit.kept, edit.total, f"{edit.name}, dimension {edit.dim}")
+            shape = plan.shapes.get(edit.name, [])
+            if not (edit.dim < len(shape) and shape[edit.dim] == edit.total):
+                raise PlanError(
+                    f"an edit expects {edit.total} indices, and the plan has the shape {shape} for the tensor",
+                    where=f"{edit.name}, dimension {edit.dim}",
+                )
+        check_edits(edits)
+        check_description(plan.inputs)
         return cls(
             model_class=plan.model_class,
             groups=tuple(groups),
@@ -306,12 +315,18 @@ class PrunePlan:
         """Read a plan.
 
         Raises:
-            PlanError: the file is not there, is not JSON, or is not a valid plan.
+            PlanError: the file is not there, too large, not JSON, or not a valid plan.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            with open(path, "rb") as file:
+                raw = file.read(MAX_BYTES + 1)
+            if len(raw) > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES >> 20} MB")
+            data = json.loads(raw.decode("utf-8"))
         except (OSError, ValueError) as error:
             raise PlanError(f"the plan cannot be read: {error}", where=str(path)) from None
+        except RecursionError:
+            raise PlanError("the plan cannot be read: it is nested too deeply", where=str(path)) from None
         return cls.from_json(data, where=str(path))
 
     def _check_before(self, model: nn.Module) -> None:

@@ -83,14 +83,27 @@ def from_transform(transform: Transform) -> Edits:
         )
     data = read(TransformData, dict(transform.data))
     edits = decode(data.edits, {name: _indices(name, tensor) for name, tensor in transform.tensors.items()})
+    check_edits(edits)
+    return edits
+
+
+def check_edits(edits: Edits) -> None:
+    """Check what can be checked of edits from a file without a model: nothing twice, only sizes, only smaller ones.
+
+    Raises:
+        PlanError: says the first edit that is wrong.
+    """
     seen: set[tuple[str, int]] = set()
     for edit in edits.tensors:
         if (edit.name, edit.dim) in seen:
             raise PlanError("the same dimension is cut twice", where=f"{edit.name}, dimension {edit.dim}")
         seen.add((edit.name, edit.dim))
+    known: set[tuple[str, str]] = set()
     for attribute in edits.attributes:
         _check_attribute(attribute)
-    return edits
+        if (attribute.module, attribute.name) in known:
+            raise PlanError("the same attribute is set twice", where=f"{attribute.module}.{attribute.name}")
+        known.add((attribute.module, attribute.name))
 
 
 class ChannelsReplayer:

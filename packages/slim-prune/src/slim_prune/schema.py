@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from slim_core.technique import StrictConfig
 from slim_prune.errors import PlanError
@@ -12,7 +12,15 @@ from slim_prune.errors import PlanError
 FORMAT = "slim.prune.plan"
 VERSION = 1
 
-SizeData = PositiveInt | Annotated[list[PositiveInt], Field(min_length=1, max_length=16)]
+#: A plan with a hundred million kept indices is larger than any model needs, and costs gigabytes to read.
+MAX_BYTES = 128 << 20
+
+#: Indices are int32 in a checkpoint, so that no dimension that is cut is larger.
+Index = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Shape = Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(max_length=64)]
+
+SizeData = Count | Annotated[list[Count], Field(min_length=1, max_length=16)]
 Name = Annotated[str, Field(max_length=1024)]
 
 
@@ -20,7 +28,7 @@ class TensorEditData(StrictConfig):
     """One dimension of some tensors that is cut alike; ``kept`` names an index array."""
 
     dim: Annotated[int, Field(ge=0, le=15)]
-    total: PositiveInt
+    total: Count
     kept: Name
     names: Annotated[list[Name], Field(min_length=1)]
 
@@ -44,9 +52,9 @@ class GroupData(StrictConfig):
     """One channel group and the units of it that stay."""
 
     name: Name
-    units: PositiveInt
-    channels_per_unit: PositiveInt
-    kept: list[NonNegativeInt]
+    units: Count
+    channels_per_unit: Count
+    kept: list[Index]
 
 
 class PlanData(StrictConfig):
@@ -57,16 +65,16 @@ class PlanData(StrictConfig):
     model_class: Name
     importance: str
     allocation: str
-    budget: dict[str, float | int | str]
+    budget: dict[str, FiniteFloat | Annotated[int, Field(ge=0, lt=2**63)] | str]
     before: dict[str, FiniteFloat]
     after: dict[str, FiniteFloat]
     groups: list[GroupData]
-    shapes: dict[str, list[NonNegativeInt]]
+    shapes: dict[str, Shape]
     ties: list[list[Name]]
     edits: EditsData
-    indices: dict[str, list[NonNegativeInt]]
+    indices: dict[str, list[Index]]
     inputs: Any = None
-    outputs: list[list[NonNegativeInt]] = Field(default_factory=list)
+    outputs: list[Shape] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
 

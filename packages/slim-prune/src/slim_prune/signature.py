@@ -20,6 +20,8 @@ from slim_prune.edits import Edits, check_fits
 from slim_prune.errors import PlanError
 from slim_prune.surgery import set_attributes
 
+_MAX_DEPTH = 64
+
 
 def describe(inputs: Any, model: nn.Module) -> Any:
     """Return ``inputs`` (nested tuples, lists and mappings of tensors and plain values) as JSON, tensors as shapes.
@@ -42,6 +44,43 @@ def meta_inputs(description: Any, model: nn.Module) -> Any:
     match description:
         case {"inputs": inputs, "floating": str() | None as floating}:
             return _made(inputs, {floating: _floating(model)})
+    raise PlanError("the plan's input signature is malformed", where="inputs")
+
+
+def check_description(description: Any) -> None:
+    """Check the layout of a description of inputs that comes from a file; ``None`` (there is none) is one.
+
+    Raises:
+        PlanError: it is malformed, or nested deeper than any model's inputs are.
+    """
+    match description:
+        case None:
+            return
+        case {"inputs": inputs, "floating": str() | None as floating, **rest} if not rest:
+            if floating is None or floating in DTYPE_BYTES:
+                _check(inputs, _MAX_DEPTH)
+                return
+    raise PlanError("the plan's input signature is malformed", where="inputs")
+
+
+def _check(description: Any, depth: int) -> None:
+    if depth == 0:
+        raise PlanError(f"the plan's input signature is nested deeper than {_MAX_DEPTH} levels", where="inputs")
+    match description:
+        case {"tensor": [*shape], "dtype": str(dtype)} if dtype in DTYPE_BYTES and all(
+            type(size) is int and 0 <= size < 2**63 for size in shape
+        ):
+            return
+        case {"tuple": [*items]} | {"list": [*items]}:
+            for item in items:
+                _check(item, depth - 1)
+            return
+        case {"mapping": dict(named)}:
+            for item in named.values():
+                _check(item, depth - 1)
+            return
+        case {"value": None | bool() | int() | float() | str()}:
+            return
     raise PlanError("the plan's input signature is malformed", where="inputs")
 
 

@@ -7,7 +7,7 @@ written into the weights and never enter the state dict.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -52,31 +52,6 @@ def zero_removed_(model: nn.Module, edits: Edits) -> None:
     with torch.no_grad():
         for edit, tensor, index in _slices(model, edits):
             tensor.index_fill_(edit.dim, index, 0)
-
-
-def mask_gradients(model: nn.Module, edits: Edits) -> list[torch.utils.hooks.RemovableHandle]:
-    """Keep masked channels at zero in training: hooks zero their gradients.
-
-    Returns the handles that remove the hooks.
-    """
-    handles = []
-    cuts: dict[int, tuple[Tensor, list[tuple[int, Tensor]]]] = {}
-    for edit, tensor, index in _slices(model, edits):
-        if tensor.requires_grad:
-            cuts.setdefault(id(tensor), (tensor, []))[1].append((edit.dim, index))
-    for tensor, slices in cuts.values():
-        handles.append(tensor.register_hook(_zeroing(slices)))  # type: ignore[no-untyped-call]
-    return handles
-
-
-def _zeroing(slices: list[tuple[int, Tensor]]) -> Callable[[Tensor], Tensor]:
-    def hook(gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        for dim, index in slices:
-            gradient.index_fill_(dim, index, 0)
-        return gradient
-
-    return hook
 
 
 def _slices(model: nn.Module, edits: Edits) -> Iterator[tuple[TensorEdit, Tensor, Tensor]]:

@@ -71,7 +71,11 @@ def by_pattern(group: ChannelGroup, values: Mapping[str, T]) -> T | None:
 
 
 def check_patterns(patterns: Iterable[str], paths: Sequence[str]) -> None:
-    """Raise ``PatternError`` for the first pattern that matches none of ``paths``, with the close names."""
+    """Check that each pattern matches one of ``paths``.
+
+    Raises:
+        PatternError: one matches none; says which, with the close names.
+    """
     for pattern in patterns:
         if any(matches(pattern, path) for path in paths):
             continue

@@ -85,7 +85,3 @@ def get_target(name: str) -> Target:
         hint = f"{close_match(name, _TARGETS)} known: {', '.join(_TARGETS)}".strip()
         raise UnknownNameError(f"unknown quantization target '{name}'", hint=hint)
     return _TARGETS[name]
-
-
-def target_names() -> tuple[str, ...]:
-    return tuple(_TARGETS)

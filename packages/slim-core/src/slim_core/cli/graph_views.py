@@ -62,6 +62,7 @@ def prunable(coupling: Coupling) -> int:
 
 
 def group_json(group: ChannelGroup) -> dict[str, Any]:
+    """Return a channel group and its members as JSON values."""
     members = [
         {
             "name": member.name,
@@ -89,6 +90,7 @@ def frozen_whole(coupling: Coupling, reason: str) -> Coupling:
 
 
 def frozen_json(item: Frozen) -> dict[str, Any]:
+    """Return a frozen dimension, with the reason and the line that froze it, as JSON values."""
     return {
         "name": item.name,
         "dim": item.dim,

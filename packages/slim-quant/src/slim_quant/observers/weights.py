@@ -20,6 +20,9 @@ def weight_range(weight: Tensor, scheme: Scheme, axis: int, observer: str = "abs
         axis: the channel axis.
         observer: ``"abs_max"`` (all values representable) or ``"mse"`` (least squared error, by a search over 100
             shares of the extremes).
+
+    Raises:
+        UnknownNameError: there is no such observer.
     """
     if observer not in WEIGHT_OBSERVERS:
         raise UnknownNameError(f"unknown weight observer '{observer}'", hint=f"known: {', '.join(WEIGHT_OBSERVERS)}")

@@ -28,6 +28,9 @@ def digits(
         limit: keep only so many training pictures, and at most as many for validation (for tests).
         seed: of the order and the augmentation.
         augment: shift the training pictures.
+
+    Raises:
+        DataError: ``limit`` is below 1.
     """
     from sklearn.datasets import load_digits
 

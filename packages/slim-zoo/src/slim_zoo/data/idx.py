@@ -35,7 +35,11 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def uncompressed(path: Path) -> bytes:
-    """Return the bytes of a plain or gzipped file, at most :data:`MAX_BYTES` of them."""
+    """Return the bytes of a plain or gzipped file, at most :data:`MAX_BYTES` of them.
+
+    Raises:
+        DataError: the file cannot be read, is damaged, or holds more.
+    """
     try:
         with open(path, "rb") as handle:
             zipped = handle.read(2) == GZIP_MAGIC
@@ -49,7 +53,15 @@ def uncompressed(path: Path) -> bytes:
 
 
 def parse_idx(data: bytes, where: str) -> np.ndarray:
-    """Return the array in the bytes of an IDX file."""
+    """Return the array in the bytes of an IDX file.
+
+    Args:
+        data: the bytes, uncompressed.
+        where: what messages call the file.
+
+    Raises:
+        DataError: it is not an IDX file of unsigned bytes, or its header and its size disagree.
+    """
     if len(data) < 4 or data[:2] != b"\0\0":
         raise DataError("the file is not an IDX file: it does not begin with two zero bytes", where=where, hint=AGAIN)
     if data[2] != UNSIGNED_BYTE:

@@ -179,7 +179,11 @@ def check_fits(edits: Edits, model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_indices(kept: Indices, total: int, where: str) -> None:
-    """Check that ``kept`` is ascending, without duplicates, within ``[0, total)`` and not empty."""
+    """Check that ``kept`` is ascending, without duplicates, within ``[0, total)`` and not empty.
+
+    Raises:
+        PlanError: it is not.
+    """
     if kept.ndim != 1 or kept.size == 0:
         raise PlanError("no index is kept", where=where)
     if kept[0] < 0 or kept[-1] >= total or bool((kept[1:] <= kept[:-1]).any()):

@@ -22,10 +22,12 @@ _PER_CHANNEL = torch.ops.aten.fake_quantize_per_channel_affine.default
 
 
 def is_fake_quantizer(node: fx.Node) -> bool:
+    """Return whether a node calls one of torch's fake-quantizing operators, per tensor or per channel."""
     return node.target in _PER_TENSOR or node.target == _PER_CHANNEL
 
 
 def has_fake_quantizers(model: nn.Module) -> bool:
+    """Return whether a model is a graph in which at least one tensor is fake-quantized."""
     return isinstance(model, fx.GraphModule) and any(is_fake_quantizer(node) for node in model.graph.nodes)
 
 

@@ -114,7 +114,16 @@ def export_graph(
 
 
 def export_program(model: nn.Module, example_inputs: Inputs, *, dynamic_batch: bool = True) -> ExportedProgram:
-    """Run ``torch.export`` on ``model`` in eval mode, with errors that a user can act on."""
+    """Run ``torch.export`` on ``model`` in eval mode, with errors that a user can act on.
+
+    Args:
+        model: what is exported; its mode is put back.
+        example_inputs: the inputs that its forward is traced with.
+        dynamic_batch: leave the first dimension of the inputs open.
+
+    Raises:
+        ModelError: the model cannot be exported: its forward fails, branches on values, or needs another batch size.
+    """
     args, kwargs = _split(example_inputs)
     shapes: ShapesCollection | None = None
     if dynamic_batch:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from slim_core.checkpoint.examples import on_meta
 from slim_core.checkpoint.header import Header
@@ -20,6 +21,7 @@ from slim_core.registry import Registry
 from slim_core.workload import Transform
 
 Factory = Callable[[], nn.Module]
+_DRAWS = frozenset({Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_})
 _NESTED = 3  # how deep lists, tuples and dicts in module attributes are searched for tensors
 
 
@@ -159,13 +161,30 @@ def _build(factory: Factory) -> nn.Module:
     """Build on the meta device; a builder that computes with values while it builds is run for real."""
     with torch.random.fork_rng(devices=[]):
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _NoDraws():
                 model = factory()
         except Exception:  # noqa: BLE001 - any operator may refuse the meta device in its own way
             model = _call(factory)
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"the builder returned a {type(model).__name__}, not a module", field="builder")
     return plain_model(model)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves meta tensors as they are where random numbers would be drawn into them.
+
+    They hold no values. PyTorch does it in Python, and loads a thousand modules of its compiler for the first one.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func in _DRAWS:
+            tensor = args[0] if args else given.get("tensor")
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor
+        return func(*args, **given)
 
 
 def _call(factory: Factory) -> nn.Module:

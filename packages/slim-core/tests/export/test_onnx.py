@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -203,6 +204,46 @@ def test_an_operator_without_translation_is_named(tmp_path: Path) -> None:
 def test_a_failing_forward_is_a_model_error(net: Net, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="fails on its example inputs"):
         to_onnx(net, (torch.randn(1, 4, 8, 8),), tmp_path / "net.onnx")
+
+
+def test_torch_prints_no_traceback_before_the_error_of_a_failing_forward(net: Net, tmp_path: Path) -> None:
+    lines: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = lines.append  # type: ignore[method-assign]
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(ModelError, match="mat1 and mat2"):
+            to_onnx(nn.Linear(16, 5), (torch.zeros(1, 8),), tmp_path / "x.onnx")
+    finally:
+        logger.removeHandler(handler)
+    assert lines == []
+
+
+def test_a_missing_folder_is_not_made(net: Net, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="there is no folder") as caught:
+        to_onnx(net, (torch.zeros(1, 3, 8, 8),), tmp_path / "a" / "x.onnx")
+    assert "mkdir -p" in str(caught.value.hint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_model_or_not_ready_is_a_model_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="a int was given"):
+        to_onnx(3, (torch.zeros(1, 8),), tmp_path / "x.onnx")  # type: ignore[arg-type]
+    lazy = nn.Sequential(nn.LazyLinear(4))
+    for export in (export_graph, lambda *args: to_onnx(*args, tmp_path / "x.onnx")):
+        with pytest.raises(ModelError, match=r"'0\.weight' is not initialised"):
+            export(lazy, (torch.zeros(1, 8),))
+    assert lazy[0].has_uninitialized_params()  # the error did not run it
+
+
+def test_a_model_that_was_compiled_in_place_is_exported(net: Net, tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    to_onnx(net, (x,), tmp_path / "plain.onnx")
+    net.conv.compile(backend="eager")
+    net.compile(backend="eager")
+    to_onnx(net, (x,), tmp_path / "compiled.onnx")
+    assert (tmp_path / "compiled.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
 
 
 def test_a_file_that_disagrees_is_an_error(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

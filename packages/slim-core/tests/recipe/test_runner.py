@@ -302,6 +302,17 @@ def test_foreign_files_are_not_replaced_unasked(recipe, registry, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_the_data_of_a_large_exported_file_belongs_to_the_run(recipe, registry, tmp_path):
+    run(recipe, tmp_path, registry=registry)
+    ours = tmp_path / "model.onnx.0123456789abcdef.data"
+    theirs = [tmp_path / "model.onnx.mine.data", tmp_path / "digits.0123456789abcdef.data"]
+    for path in (ours, *theirs):
+        path.write_bytes(b"")
+    run({**recipe, "seed": 6}, tmp_path, registry=registry, overwrite=True)
+    assert not ours.exists()
+    assert all(path.exists() for path in theirs)
+
+
 def test_a_file_in_the_place_of_the_folder_is_an_error(recipe, registry, tmp_path):
     (tmp_path / "out").write_text("")
     for out in (tmp_path / "out", tmp_path / "out/inner"):

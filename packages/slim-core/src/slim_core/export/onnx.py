@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from slim_core.errors import ExportError
 from slim_core.export import folding, parity
 from slim_core.export.quantizers import has_fake_quantizers, with_onnx_quantizers
 from slim_core.extras import require
-from slim_core.files import atomic_path
+from slim_core.files import atomic_path, require_folder
 from slim_core.graph.export import export_program, quiet, user_line
+from slim_core.graph.isolate import require_ready
 from slim_core.workload import Inputs
 
 #: A protobuf message holds 2 GiB; above this many bytes of tensors the weights go to a second file.
 SINGLE_FILE_LIMIT = 1_900_000_000
+_DIGITS = 16  # of the content's hash, in the name of that second file
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +66,13 @@ def to_onnx(
     """Write ``model``, in eval mode, as an ONNX file.
 
     Fake-quantized weights become int8 initialisers; no tracing metadata stays in the file; the same model gives the
-    same bytes. The file is written atomically. Weights above 1.9 GB go to a second file, ``<path>.data``, beside it.
+    same bytes. The file is written atomically. Weights above 1.9 GB go to a second file beside it,
+    ``<path>.<hash of its content>.data``; those of earlier exports to ``path`` are removed.
 
     Args:
         model: any model that ``torch.export`` accepts.
         example_inputs: positional inputs (batch first) or keyword inputs.
-        path: where to write.
+        path: where to write; the folder must be there.
         dynamic_batch: accept any batch size; otherwise only that of ``example_inputs``.
         opset: ONNX operator set; ``None`` takes the exporter's.
         check: run the file on onnxruntime, where that is installed, and compare with PyTorch.
@@ -75,11 +80,14 @@ def to_onnx(
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
         ModelError: the forward fails, or ``torch.export`` refuses the model.
-        ExportError: an operator has no ONNX translation, or the file does not agree with the model.
+        ExportError: the folder of ``path`` is not there, an operator has no ONNX translation, or the file does not
+            agree with the model.
     """
     onnx = require("onnx", "slim-core[onnx]")
     require("onnxscript", "slim-core[onnx]")
     target = Path(path)
+    require_folder(target, ExportError)
+    require_ready(model)
     quantized = has_fake_quantizers(model)
     program = export_program(with_onnx_quantizers(model), example_inputs, dynamic_batch=dynamic_batch)
     proto = _translate(program, type(model).__name__, opset)
@@ -137,17 +145,24 @@ def _write(onnx: Any, proto: Any, target: Path) -> int:
         raise ExportError(f"the exporter made an invalid file: {error}", where=str(target)) from error
     with atomic_path(target) as staging:
         staging.write_bytes(proto.SerializeToString(deterministic=True))
+    _remove_stale(target, None)
     return target.stat().st_size
 
 
 def _write_external(onnx: Any, proto: Any, target: Path) -> int:
-    data = target.with_name(target.name + ".data")
+    """Write the large tensors to a file that is named by its content, then ``target``, then remove older such files.
+
+    So ``target`` names the data that it was written with at every moment, whenever the process is killed.
+    """
+    large = [tensor for tensor in proto.graph.initializer if len(tensor.raw_data) >= 1024]
+    digest = hashlib.sha256()
+    for tensor in large:
+        digest.update(tensor.raw_data)
+    data = target.with_name(f"{target.name}.{digest.hexdigest()[:_DIGITS]}.data")
     with atomic_path(data) as staging:
         offset = 0
         with open(staging, "wb") as handle:
-            for tensor in proto.graph.initializer:
-                if len(tensor.raw_data) < 1024:
-                    continue
+            for tensor in large:
                 raw = tensor.raw_data
                 handle.write(raw)
                 onnx.external_data_helper.set_external_data(tensor, data.name, offset=offset, length=len(raw))
@@ -155,5 +170,21 @@ def _write_external(onnx: Any, proto: Any, target: Path) -> int:
                 offset += len(raw)
     with atomic_path(target) as staging:
         staging.write_bytes(proto.SerializeToString(deterministic=True))
-    onnx.checker.check_model(str(target))
+        try:
+            onnx.checker.check_model(str(staging))
+        except onnx.checker.ValidationError as error:
+            raise ExportError(f"the exporter made an invalid file: {error}", where=str(target)) from error
+    _remove_stale(target, data)
     return target.stat().st_size + data.stat().st_size
+
+
+def _remove_stale(target: Path, current: Path | None) -> None:
+    """Remove the data files of earlier exports to ``target``."""
+    name = re.compile(rf"{re.escape(target.name)}\.[0-9a-f]{{{_DIGITS}}}\.data")
+    for other in target.parent.iterdir():
+        if other != current and name.fullmatch(other.name):
+            other.unlink(missing_ok=True)
+
+
+#: what has to be installed to export: module and the extra that brings it
+to_onnx.requires = (("onnx", "slim-core[onnx]"), ("onnxscript", "slim-core[onnx]"))  # type: ignore[attr-defined]

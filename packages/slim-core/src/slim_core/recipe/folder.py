@@ -30,7 +30,9 @@ STEPS = "steps"
 VIEWS = (HTML, CARD)
 
 #: everything that a run writes into its folder, beside exported files
-OWN_FILES = (CHECKPOINT, REPORT, HTML, CARD, RESOLVED, "model.onnx", "original.onnx", "model.onnx.data")
+OWN_FILES = (CHECKPOINT, REPORT, HTML, CARD, RESOLVED, "model.onnx", "original.onnx")
+#: weights of a large exported file, named by their content
+_OWN_DATA = re.compile(r"(model|original)\.onnx\.[0-9a-f]{16}\.data")
 _LOCK = ".slim-lock"
 #: how a step's folder is named, and nothing else in ``steps``
 _STEP_FOLDER = re.compile(r"[0-9]{2,}-[A-Za-z0-9._-]+")
@@ -203,7 +205,7 @@ def _take_lock(lock: int, path: Path) -> None:
 def _check_owner(path: Path, identity: str, recipe: Mapping[str, Any]) -> None:
     state = _read_json(path / STEPS / "run.json")
     if state is None:
-        ours = [name for name in OWN_FILES if (path / name).exists()]
+        ours = _own_files(path)
         if ours:
             raise OutputFolderError(
                 f"'{path}' holds files that this run would replace: {', '.join(ours)}",
@@ -266,10 +268,17 @@ def _step_folders(path: Path) -> list[Path]:
     )  # fmt: skip
 
 
+def _own_files(path: Path) -> list[str]:
+    """Return the names of a run's files that are there."""
+    known = [name for name in OWN_FILES if os.path.lexists(path / name)]
+    return known + sorted(entry.name for entry in path.glob("*.data") if _OWN_DATA.fullmatch(entry.name))
+
+
 def _listed(path: Path) -> str:
     """Return what ``--overwrite`` would remove."""
-    names = [name for name in OWN_FILES if (path / name).is_file()]
-    return ", ".join([*names, *(f"{STEPS}/{folder.name}" for folder in _step_folders(path)), f"{STEPS}/run.json"])
+    return ", ".join(
+        [*_own_files(path), *(f"{STEPS}/{folder.name}" for folder in _step_folders(path)), f"{STEPS}/run.json"]
+    )
 
 
 def _wipe(path: Path) -> None:
@@ -284,7 +293,7 @@ def _wipe(path: Path) -> None:
             where=str(steps),
             hint="choose another folder with -o, or move it",
         )
-    for name in OWN_FILES:
+    for name in _own_files(path):
         (path / name).unlink(missing_ok=True)
     if state is not None:
         folders = _step_folders(path)

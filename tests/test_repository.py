@@ -66,6 +66,42 @@ def test_each_package_carries_what_a_release_needs(package: Path) -> None:
         assert project["entry-points"]["slim"] == {package.name.removeprefix("slim-"): f"{module}.plugin"}
 
 
+#: distributions whose module has another name
+MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn", "poetry-core": "poetry"}
+
+
+def modules_of(requirements: list[str]) -> set[str]:
+    names = [re.match(r"[\w.-]+", requirement).group().lower() for requirement in requirements]  # type: ignore[union-attr]
+    return {MODULES.get(name, name.replace("-", "_")) for name in names}
+
+
+def imported(folder: Path, *, but: str = "") -> dict[str, str]:
+    """Return the top-level modules that the files of a folder import, each with one file that does."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        if but and but in path.relative_to(folder).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            found.update({name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names})
+    return {name: path for name, path in found.items() if name not in sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_each_package_declares_what_it_imports(package: Path) -> None:
+    data = tomllib.loads((package / "pyproject.toml").read_text())
+    declared = modules_of(data["project"]["dependencies"]) | {package.name.replace("-", "_")}
+    used = imported(package / "src", but="testing")  # helpers for tests, which bring pytest and hypothesis themselves
+    assert {name: path for name, path in used.items() if name not in declared} == {}
+    declared |= modules_of(data["dependency-groups"]["test"]) | {
+        path.stem for path in (package / "tests").rglob("*.py")
+    }
+    used = imported(package / "tests")
+    assert {name: path for name, path in used.items() if name not in declared} == {}
+
+
 def test_the_figures_in_the_docs_are_those_of_the_results() -> None:
     result = subprocess.run(
         [sys.executable, "benchmarks/render.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from slim_core.files import STAGING_SUFFIX, atomic_path, write_bytes, write_json, write_text
+from slim_core.errors import ExportError, OutputFolderError
+from slim_core.files import STAGING_SUFFIX, atomic_path, require_folder, write_bytes, write_json, write_text
 
 
 def test_what_is_written_can_be_read(tmp_path: Path) -> None:
@@ -25,6 +26,18 @@ def test_what_is_written_can_be_read(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"\x00\xff"
     assert (tmp_path / "b").read_bytes() == "grüße\n".encode()
     assert (tmp_path / "c" / "d.json").read_text() == '{\n  "a": [\n    1.5,\n    null\n  ],\n  "b": 1\n}\n'
+
+
+def test_a_file_that_a_user_names_needs_a_folder(tmp_path: Path) -> None:
+    require_folder(tmp_path / "x")
+    with pytest.raises(OutputFolderError, match="there is no folder") as caught:
+        require_folder(tmp_path / "a b" / "x")
+    assert caught.value.hint is not None
+    assert f"mkdir -p '{tmp_path / 'a b'}'" in caught.value.hint
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="is no folder") as caught:
+        require_folder(tmp_path / "file" / "x", ExportError)
+    assert caught.value.hint is None
 
 
 def test_json_without_nan(tmp_path: Path) -> None:

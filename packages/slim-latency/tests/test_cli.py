@@ -98,6 +98,7 @@ class TestCompare:
             (["FILE", "--shape", "y=1,2"], "the model has no input 'y'"),
             (["FILE", "--shape", "x=1,2,z"], "cannot read --shape"),
             (["FILE", "--inputs", "absent.npz"], "cannot read inputs"),
+            (["FILE", "-o", "/nowhere/times.json"], "there is no folder '/nowhere'"),
         ],
     )
     def test_bad_input_gives_one_error(

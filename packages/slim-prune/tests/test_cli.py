@@ -75,6 +75,7 @@ def test_ratios_and_globs_from_the_command_line() -> None:
         (["prune", "plan", "--model", "zoo/resnet20", "--budget", "macs=0.5", "--kwargs", "[]"], "JSON object"),
         (["prune", "plan", "--model", "zoo/resnet20", "--budget", "macs=0.5", "--input", "1,x"], "takes sizes"),
         (["prune", "show", "/nowhere/plan.json"], "cannot be read"),
+        ([*MODEL, "--budget", "macs=0.5", "-o", "/nowhere/plan.json"], "there is no folder '/nowhere'"),
     ],
 )
 def test_bad_input_is_one_clear_error(arguments, message) -> None:

@@ -64,6 +64,14 @@ def test_files_that_are_no_plan_are_refused(tmp_path, text) -> None:
         PrunePlan.load(tmp_path / "plan.json")
 
 
+def test_a_plan_is_not_written_into_a_missing_folder(plan, tmp_path) -> None:
+    with pytest.raises(PlanError, match="there is no folder"):
+        plan.save(tmp_path / "a" / "plan.json")
+    with pytest.raises(PlanError, match="cannot be written"):
+        plan.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_file_is_one_clear_error(tmp_path) -> None:
     with pytest.raises(PlanError, match="cannot be read"):
         PrunePlan.load(tmp_path / "none.json")

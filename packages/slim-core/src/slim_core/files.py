@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from slim_core.errors import OutputFolderError, SlimError
 
 STAGING_SUFFIX = ".slim-tmp"
 
@@ -34,6 +37,29 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _fsync_folder(target.parent)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def require_folder(path: str | os.PathLike[str], error: type[SlimError] = OutputFolderError) -> None:
+    """Check that the folder of a file that a user named is there: a slip of the pen must not make folders.
+
+    Args:
+        path: the file that is to be written.
+        error: what to raise.
+
+    Raises:
+        SlimError: ``error``: the folder is missing, or is no folder.
+    """
+    folder = Path(path).parent
+    if os.path.isdir(folder):
+        return
+    there = os.path.lexists(folder)
+    raise error(
+        f"the file cannot be written: '{folder}' is no folder"
+        if there
+        else f"the file cannot be written: there is no folder '{folder}'",
+        where=os.fspath(path),
+        hint=None if there else f"check the path, or create the folder: mkdir -p {shlex.quote(str(folder))}",
+    )
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from slim_core.checkpoint import inspect, save, verify
+from slim_core.checkpoint import inspect, save
 from slim_core.errors import CheckpointError
 from slim_core.workload import BuilderRef, Transform, Workload
 
@@ -54,6 +54,7 @@ KILLER = """
 def test_a_kill_at_any_point_leaves_the_old_file_or_the_new_one(tmp_path) -> None:
     """Processes that write 8 MB over and over are killed at 40 random points; the file is whole each time."""
     path = tmp_path / "folder" / "model.safetensors"
+    path.parent.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", dedent(KILLER), str(path)], capture_output=True, text=True, timeout=120
     )
@@ -143,9 +144,10 @@ def test_a_file_system_that_takes_no_files() -> None:
         save(kit.workload(), "/proc/a.safetensors")
 
 
-def test_missing_folders_are_made(tmp_path) -> None:
-    save(kit.workload(), tmp_path / "a" / "b" / "c.safetensors")
-    verify(tmp_path / "a" / "b" / "c.safetensors")
+def test_missing_folders_are_not_made(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        save(kit.workload(), tmp_path / "a" / "b.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def model_with(name: str, tensor: torch.Tensor) -> nn.Module:

@@ -110,6 +110,10 @@ def test_schema_is_json_and_may_go_to_a_file(file, tmp_path):
     assert "t.nudge" in schema["$defs"]
     assert call("recipe", "schema", "-o", tmp_path / "s.json")[0] == 0
     assert json.loads((tmp_path / "s.json").read_text()) == schema
+    status, _, err = call("recipe", "schema", "-o", tmp_path / "a" / "s.json")
+    assert status == 2
+    assert "there is no folder" in err
+    assert not (tmp_path / "a").exists()
 
 
 def test_list_and_show_without_installed_recipes(file):

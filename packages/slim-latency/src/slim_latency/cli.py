@@ -52,10 +52,12 @@ def compare(
     Every round runs all files in a new random order, so that a change of the clock or a busy neighbour meets all of
     them. The interval of a speed-up comes from its rounds; an interval around 1 means that no difference was found.
     """
-    from slim_core.files import write_json
+    from slim_core.files import require_folder, write_json
     from slim_core.measure import Artifact, measure
     from slim_core.measure.show import milliseconds, show
 
+    if report is not None:
+        require_folder(report)
     names = _names(files)
     runtime = app.registry.get("backends", backend)()
     runtime.available()

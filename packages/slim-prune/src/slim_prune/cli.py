@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from slim_core.errors import SlimError
+from slim_core.files import require_folder
 
 
 @click.group()

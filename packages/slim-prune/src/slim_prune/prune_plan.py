@@ -307,8 +307,16 @@ class PrunePlan:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan to ``path`` as JSON; a kill leaves the old file or the new one."""
-        files.write_json(path, self.to_json())
+        """Write the plan to ``path`` as JSON; a kill leaves the old file or the new one.
+
+        Raises:
+            PlanError: the folder of ``path`` is not there, or the file cannot be written.
+        """
+        files.require_folder(path, PlanError)
+        try:
+            files.write_json(path, self.to_json())
+        except OSError as error:
+            raise PlanError(f"the plan cannot be written: {error.strerror or error}", where=str(path)) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PrunePlan:

@@ -33,7 +33,7 @@ from slim_core.checkpoint.schemes import packing_of, schemes_of
 from slim_core.checkpoint.state import Entry, plain_model, state_of
 from slim_core.checkpoint.strict_json import plain, shown
 from slim_core.errors import CheckpointError
-from slim_core.files import atomic_path
+from slim_core.files import atomic_path, require_folder
 from slim_core.registry import KINDS
 from slim_core.workload import Transform, Workload
 
@@ -72,7 +72,7 @@ def save(
 
     Args:
         workload: model, example inputs, builder and transforms are written; task and data are not.
-        path: the file, usually ``….safetensors``.
+        path: the file, usually ``….safetensors``; its folder must be there.
         recipe: the resolved recipe that made the model, as JSON values.
         metrics: figures of the model; what is not finite is written as null.
         parity: run the model on a small example, and store the output for ``load(check_parity=True)``.
@@ -130,7 +130,9 @@ def _write(header: Header, parts: _Parts, path: PathLike) -> Header:
     if len(head) - 8 > limits.MAX_CONTAINER_HEADER:
         raise CheckpointError(f"the header would have {len(head)} bytes, more than may be read", field="header")
     try:
-        with atomic_path(os.path.realpath(path)) as staging, open(staging, "wb") as handle:
+        target = os.path.realpath(path)
+        require_folder(target, CheckpointError)
+        with atomic_path(target) as staging, open(staging, "wb") as handle:
             handle.write(head)
             hashes = {name: _stream(parts.make.pop(name)(), stored, handle) for name, stored in layout.items()}
             header = replace(

@@ -55,13 +55,14 @@ def schema(app: App, path: Path | None) -> None:
     Editors with YAML support check and complete a recipe that begins with the line
     `# yaml-language-server: $schema=recipe.schema.json`.
     """
-    from slim_core.files import write_json
+    from slim_core.files import require_folder, write_json
     from slim_core.recipe.editor import json_schema
 
     data = json_schema(app.registry)
     if path is None:
         app.output.emit(data)
         return
+    require_folder(path)
     write_json(path, data)
     app.output.emit({"written": str(path)}, lambda: f"written: {path}", str(path))
 

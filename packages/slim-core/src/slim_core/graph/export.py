@@ -22,7 +22,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from slim_core.errors import ModelError
-from slim_core.graph.isolate import FORWARD_LOGGERS
+from slim_core.graph.isolate import FORWARD_LOGGERS, require_ready
 from slim_core.modes import evaluating
 from slim_core.workload import Inputs, call
 
@@ -124,6 +124,7 @@ def export_program(model: nn.Module, example_inputs: Inputs, *, dynamic_batch: b
     Raises:
         ModelError: the model cannot be exported: its forward fails, branches on values, or needs another batch size.
     """
+    require_ready(model)
     args, kwargs = _split(example_inputs)
     shapes: ShapesCollection | None = None
     if dynamic_batch:

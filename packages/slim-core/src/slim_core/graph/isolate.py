@@ -51,12 +51,27 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]
-        elif isinstance(model, nn.Module):
-            return model
         else:
+            require_module(model)
+            return model
+
+
+def require_module(model: object) -> None:
+    """Raise ``ModelError`` where ``model`` is no module."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"a model must be a torch.nn.Module, and a {type(model).__name__} was given",
+            hint="pass the model first, then its example inputs",
+        )
+
+
+def require_ready(model: nn.Module) -> None:
+    """Raise ``ModelError`` where ``model`` is no module, or a lazy layer in it has never run."""
+    require_module(model)
+    for item in state_of(model):
+        if isinstance(item.tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
             raise ModelError(
-                f"a model must be a torch.nn.Module, and a {type(model).__name__} was given",
-                hint="pass the model first, then its example inputs",
+                f"'{item.names[0]}' is not initialised yet", hint="run the model once on its example inputs first"
             )
 
 

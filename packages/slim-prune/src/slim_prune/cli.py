@@ -51,6 +51,8 @@ def plan_command(
     \b
     slim prune plan --model zoo/resnet18 --budget macs=0.5 -o plan.json
     """
+    if output is not None:
+        require_folder(output)
     sizes = _shape(shape)
     arguments = _object(kwargs)
     bounds = dict(_pair(item, "--budget") for item in budget) or None

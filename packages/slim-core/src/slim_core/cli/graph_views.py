@@ -143,7 +143,7 @@ def _notes(graph: Graph, report: CostReport) -> list[str]:
 
 
 def _modules(report: CostReport, kinds: Mapping[str, str], depth: int) -> Table:
-    table = _table("module", "class", "operators", "output", "MACs", "share", "parameters", "activations", "peak")
+    table = _table("module", "class", "operators", "output", "MACs", "share", "parameters", "peak")
     for row in report.modules:
         if row.depth > depth:
             continue
@@ -157,7 +157,6 @@ def _modules(report: CostReport, kinds: Mapping[str, str], depth: int) -> Table:
             count(row.macs) if row.macs else "-",
             f"{row.macs / report.macs:.1%}" if row.macs and report.macs else "-",
             count(row.params) if row.params else "-",
-            size(row.activation_bytes) if row.activation_bytes else "-",
             size(row.peak_activation_bytes) if row.ops else "-",
         )
     return table

@@ -346,6 +346,59 @@ def test_a_submodule_in_torch_compile_is_pruned_too(model) -> None:
         assert torch.equal(plan.apply(compiled)(*INPUTS), expected)
 
 
+class Attributes(Small):
+    """Uses tensors, modules and a method from plain attributes, and takes notes while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.full((3, 1, 1), 2.0)
+        self.offsets = {"all": [torch.ones(3, 1, 1)]}
+        self.last = [self.wide]
+        self.first = self.stem.forward
+        self.calls: list[int] = []
+
+    def forward(self, x):
+        self.calls.append(len(self.calls))
+        x = self.first(x * self.scale + self.offsets["all"][0])
+        x = x + self.outer(self.inner(x))
+        return self.head(torch.relu(self.last[0](x)).mean((2, 3)))
+
+
+def test_plain_attributes_of_modules_take_part_and_stay() -> None:
+    model = Attributes().eval()
+    with torch.no_grad():
+        model(*INPUTS)
+    plan = slim_prune.plan(model, INPUTS, {"macs": 0.5})
+    assert model.calls == [0]
+    assert model.scale.device.type == "cpu"
+    pruned = plan.apply(model)
+    with torch.no_grad(), plan.masked(model):
+        assert torch.allclose(pruned(*INPUTS), model(*INPUTS), atol=1e-5)
+    other = Attributes().eval()
+    plan.check(other)
+    assert plan.apply(other, inplace=True) is other  # after a run of its shadow
+    assert other.calls == []
+
+
+def test_hooks_run_on_tensors_without_data_and_stay(model) -> None:
+    hooked = copy.deepcopy(model)
+    seen, kept = [], []
+    handle = hooked.inner.register_forward_hook(lambda module, args, output: seen.append(output))
+    hooked.inner.register_forward_hook(lambda module, args, output: setattr(module, "kept", output))
+    hooked.inner.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+    hooks = dict(hooked.inner._forward_hooks)
+    slim_prune.plan(hooked, INPUTS, {"macs": 0.5})
+    assert seen
+    assert all(tensor.is_meta for tensor in (*seen, *kept))
+    assert {tensor.shape[1] for tensor in seen} > {32}  # of the full model, and of smaller ones
+    assert not hasattr(hooked.inner, "kept")  # what is stored in the module is taken back
+    assert hooked.inner._forward_hooks == hooks
+    seen.clear()
+    handle.remove()
+    slim_prune.plan(hooked, INPUTS, {"macs": 0.5})
+    assert seen == []
+
+
 class Keywords(nn.Module):
     """Keyword inputs, a mapping as output, an embedding tied to the head."""
 

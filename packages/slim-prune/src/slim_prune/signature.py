@@ -7,7 +7,9 @@ user's model that a forward pass could change.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -21,6 +23,9 @@ from slim_prune.errors import PlanError
 from slim_prune.surgery import set_attributes
 
 _MAX_DEPTH = 64
+
+#: types of most attributes of a module; they hold neither tensors nor modules. Hooks are in ordered dictionaries.
+_AS_THEY_ARE = frozenset({bool, int, float, str, type(None), OrderedDict})
 
 
 def describe(inputs: Any, model: nn.Module) -> Any:
@@ -124,6 +129,20 @@ def shadow(model: nn.Module, edits: Edits) -> nn.Module:
             )
         return tensors[id(original)]
 
+    def attribute(value: Any) -> Any:
+        """Return what stands for an attribute: plain containers are new ones, and what they hold is of the shadow."""
+        if isinstance(value, Tensor):
+            return tensor(value)
+        if isinstance(value, nn.Module):
+            return module(value)
+        if type(value) in (list, tuple, set):
+            return type(value)(map(attribute, value))
+        if type(value) is dict:
+            return {name: attribute(item) for name, item in value.items()}
+        if type(value) is MethodType and isinstance(value.__self__, nn.Module):
+            return MethodType(value.__func__, module(value.__self__))
+        return value
+
     def module(original: nn.Module | None) -> nn.Module | None:
         if original is None:
             return None
@@ -131,7 +150,8 @@ def shadow(model: nn.Module, edits: Edits) -> nn.Module:
             copied = original.__class__.__new__(original.__class__)
             modules[id(original)] = copied
             inside = vars(copied)
-            inside.update(vars(original))
+            for name, value in vars(original).items():
+                inside[name] = value if type(value) in _AS_THEY_ARE else attribute(value)
             inside["_parameters"] = {name: tensor(item) for name, item in original._parameters.items()}
             inside["_buffers"] = {name: tensor(item) for name, item in original._buffers.items()}
             inside["_modules"] = {name: module(item) for name, item in original._modules.items()}

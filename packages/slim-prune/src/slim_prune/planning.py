@@ -56,7 +56,7 @@ def plan(
 
     Args:
         model: any model whose forward runs on ``example_inputs``.
-        example_inputs: positional inputs (tuple, batch first) or keyword inputs (mapping).
+        example_inputs: positional inputs (tuple, batch first), keyword inputs (mapping) or one tensor.
         budget: bounds by cost model: ``{"macs": 0.5}`` keeps half of the multiply-accumulates, ``{"params": "1.2M"}``
             at most 1.2 million parameters; several hold at once. ``None``: only ``ratios`` decide.
         importance: a criterion's name (``"l1"``, ``"l2"``, ``"random"``, or what a plugin registered), a mapping with

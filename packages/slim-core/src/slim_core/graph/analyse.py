@@ -27,6 +27,10 @@ def analyse(
 ) -> Coupling:
     """Return the channel groups of ``model``, and what cannot be touched and why.
 
+    The forward runs several times, and the model's hooks with it, because they may change what it computes. They see
+    tensors without data (``tensor.is_meta``), also of smaller sizes, or real ones where the model cannot run without.
+    What a hook stores in its module is taken back; what it stores elsewhere is not.
+
     Args:
         model: any model whose forward runs. It is not changed.
         example_inputs: positional inputs (tuple), keyword inputs (mapping) or one tensor.

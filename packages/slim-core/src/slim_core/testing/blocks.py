@@ -103,7 +103,7 @@ class SplitJoin(nn.Module):
     def __init__(self, c: int, n: Numbers) -> None:
         super().__init__()
         self.how = n.pick(("chunk", "split", "slice", "stride"))
-        first = c // 4 if self.how == "split" else c // 2
+        first = c // 4 if self.how == "split" else (c + 1) // 2
         self.sizes = (first, c - first)
         width = n.pick((4, 8))
         plain = n.flag()

@@ -7,7 +7,7 @@ for a dimension of its value, and it has a name that says what it is. The probe 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,9 +52,18 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = nn.modules.batchnorm._NormBase
 
 
-def attribute_edits(model: nn.Module, coupling: Coupling, kept: Kept) -> Edits:
-    """Return the new value of every attribute that changes, keyed by module id and attribute name."""
-    sizes = new_sizes(coupling, kept)
+def attribute_edits(
+    model: nn.Module, coupling: Coupling, kept: Kept, sizes: Sequence[tuple[int, ...]] | None = None
+) -> Edits:
+    """Return the new value of every attribute that changes, keyed by module id and attribute name.
+
+    Args:
+        model: the model that ``coupling`` was derived from.
+        coupling: the analysis.
+        kept: kept unit numbers by group name.
+        sizes: what :func:`new_sizes` returns for them, if it is at hand.
+    """
+    sizes = new_sizes(coupling, kept) if sizes is None else sizes
     shapes = {name: sizes[value.index] for value in coupling.graph.values for name in value.names}
     changed = {name.rpartition(".")[0] for value in coupling.graph.values for name in value.names
                if value.kind in ("parameter", "buffer") and sizes[value.index] != value.shape}  # fmt: skip

@@ -127,6 +127,11 @@ class _Builder:
             for dim, labels in enumerate(context.labels_of(value.index))
             if labels is not None
         ]
+        lengths = np.array([len(classes) for _, _, classes in self.ranges], dtype=np.int64)
+        self.starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
+        #: the classes of all ranges end to end, and the number of the range that each stands in
+        self.flat: Ints = np.concatenate([np.zeros(0, dtype=np.int64), *(classes for _, _, classes in self.ranges)])
+        self.owner = np.repeat(np.arange(len(self.ranges)), lengths)
 
     def derivation(self) -> Derivation:
         reason, reasons = self._reasons()
@@ -142,9 +147,8 @@ class _Builder:
         reasons: list[tuple[str, SourceLine | None]] = []
         reason = np.full(self.count, -1, dtype=np.int64)
         has_parameter = np.zeros(self.count, dtype=np.bool_)
-        for value, _, classes in self.ranges:
-            if value.kind == "parameter":
-                has_parameter[classes] = True
+        is_parameter = np.array([value.kind == "parameter" for value, _, _ in self.ranges], dtype=np.bool_)
+        has_parameter[self.flat[is_parameter[self.owner]]] = True
         reasons.append((_BUFFER, None))
         reason[~has_parameter] = 0
         reasons.append((_UNUSED, None))
@@ -167,22 +171,23 @@ class _Builder:
             return (), {}
         keys = np.random.Generator(np.random.PCG64(0)).integers(1, 2**62, size=len(self.ranges), dtype=np.uint64)
         signature = np.zeros(self.count, dtype=np.uint64)  # a sum of keys stands for a multiset of dimensions
-        lengths = [len(classes) for _, _, classes in self.ranges]
-        np.add.at(signature, np.concatenate([classes for _, _, classes in self.ranges]), np.repeat(keys, lengths))
+        np.add.at(signature, self.flat, keys[self.owner])
         units = np.flatnonzero(free & (signature != 0))
         _, group = np.unique(signature[units], return_inverse=True)
         group_of = np.full(self.count, -1, dtype=np.int64)
         group_of[units] = group
         drafts: dict[int, _Draft] = {}
-        for value, dim, classes in self.ranges:
-            own = group_of[classes]
-            role = self.context.roles.get((value.index, dim), "per_channel")
-            least, most = int(own.min()), int(own.max())
-            if least == most:  # all of one group, which is the rule, or none
-                if most >= 0:
-                    places = np.arange(len(own), dtype=np.int64)
-                    drafts.setdefault(most, _Draft()).parts.append((value, dim, places, classes, role))
+        owned = group_of[self.flat]
+        least = np.minimum.reduceat(owned, self.starts).tolist()
+        most = np.maximum.reduceat(owned, self.starts).tolist()
+        for (value, dim, classes), low, high in zip(self.ranges, least, most, strict=True):
+            if high < 0:
                 continue
+            role = self.context.roles.get((value.index, dim), "per_channel")
+            if low == high:  # all of one group, which is the rule
+                drafts.setdefault(high, _Draft()).parts.append((value, dim, None, classes, role))
+                continue
+            own = group_of[classes]
             for number in np.unique(own[own >= 0]).tolist():
                 places = (own == number).nonzero()[0]
                 drafts.setdefault(number, _Draft()).parts.append((value, dim, places, classes[places], role))
@@ -223,16 +228,17 @@ class _Builder:
 
     def _frozen_entries(self, reason: Ints, reasons: list[tuple[str, SourceLine | None]]) -> tuple[Frozen, ...]:
         entries: list[Frozen] = []
-        for value, dim, classes in self.ranges:
-            own = reason[classes]
-            if own.max(initial=-1) < 0:
-                continue
-            own = own[(own >= 0) & (own != self.structural)]
-            if len(own) == 0:
-                continue
+        reported = np.where(reason == self.structural, -1, reason)
+        if not self.ranges:
+            return ()
+        touched = np.maximum.reduceat(reported[self.flat], self.starts) >= 0
+        for number in touched.nonzero()[0].tolist():
+            value, dim, classes = self.ranges[number]
+            own = reported[classes]
+            own = own[own >= 0]
             counted: dict[tuple[str, SourceLine | None], int] = {}
-            for number, count in zip(*np.unique(own, return_counts=True), strict=True):
-                key = reasons[int(number)]
+            for which, count in zip(*np.unique(own, return_counts=True), strict=True):
+                key = reasons[int(which)]
                 counted[key] = counted.get(key, 0) + int(count)
             entries += [Frozen(value.names[0], dim, count, text, source) for (text, source), count in counted.items()]
         return tuple(entries)
@@ -242,7 +248,8 @@ class _Draft:
     """A group in the making: where its classes stand in each dimension."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[Value, int, Ints, Ints, Role]] = []  # value, dimension, indices, their classes, role
+        #: value, dimension, indices (``None``: all), their classes, role
+        self.parts: list[tuple[Value, int, Ints | None, Ints, Role]] = []
 
     def finish(self) -> tuple[Ints, tuple[Member, ...]]:
         """Order the units by their first index in the dimension that makes the channels, and list all members."""
@@ -254,16 +261,13 @@ class _Draft:
             units = units[np.argsort(first, kind="stable")]
         rank = np.empty(int(units.max()) + 1, dtype=np.int64)
         rank[units] = np.arange(len(units))
-        return units, tuple(
-            Member(
-                value.names[0],
-                dim,
-                places[rank[classes].argsort(kind="stable")].reshape(len(units), -1),
-                role,
-                value.names[0].rpartition(".")[0],
-            )
-            for value, dim, places, classes, role in self.parts
-        )
+        members: list[Member] = []
+        for value, dim, places, classes, role in self.parts:
+            order = rank[classes].argsort(kind="stable")
+            indices = order if places is None else places[order]
+            name = value.names[0]
+            members.append(Member(name, dim, indices.reshape(len(units), -1), role, name.rpartition(".")[0]))
+        return units, tuple(members)
 
 
 def rules_of(registry: Any | None) -> Mapping[str, Rule]:

@@ -184,9 +184,11 @@ def _run(
     model: nn.Module, inputs: Inputs, coupling: Coupling, kept: Kept, rules: Mapping[str, Rule] | None
 ) -> Failure | None:
     comparison = _Comparison(coupling, kept)
+    sizes = [value.shape for value in comparison.predicted.values]
     attempt = Attempt(
         model, inputs, coupling.graph.device_kind, rules,
-        cuts=cuts_of(coupling, kept), edits=attribute_edits(model, coupling, kept), observer=comparison, locate=False,
+        cuts=cuts_of(coupling, kept), edits=attribute_edits(model, coupling, kept, sizes),
+        observer=comparison, locate=False,
     )  # fmt: skip
     graph = attempt.run()
     if comparison.failure is not None:

@@ -46,6 +46,10 @@ PROJECT = """
     def net(**options):
         return Net(**options)
 
+    @register.model("strict")
+    def strict(width=8):
+        return Net(width=width)
+
     @register.model("named")
     def named():
         return Named()
@@ -183,6 +187,9 @@ class TestBadInput:
             (["named"], "'named' does not say what inputs it takes"),
             (["net", "--kwargs", "{width: 1}"], "--kwargs is not JSON"),
             (["net", "--kwargs", "[1]"], "--kwargs takes a JSON object"),
+            (["strict", "--kwargs", '{"widht": 3}'], "model 'strict' takes no argument 'widht'"),
+            (["strict", "--kwargs", '{"widht": 3}'], "did you mean 'width'?"),
+            (["broken"], "project.py:"),
             (["net", "--kwargs", '{"depth": 3}'], "model 'net' cannot be built: TypeError"),
             (["broken"], "model 'broken' cannot be built: ValueError: no weights here"),
             (["net", "--input", "1,x"], "cannot read --input '1,x'"),

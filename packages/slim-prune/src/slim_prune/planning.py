@@ -84,7 +84,7 @@ def plan(
         raise BudgetError(
             "neither a budget nor ratios: nothing to do", hint="pass budget={'macs': 0.5} to keep half of the MACs"
         )
-    _check_numbers(ratios or {}, round_to, min_channels)
+    check_numbers(ratios or {}, round_to, min_channels)
     models = cost_models([*(bound.cost for bound in bounds), *_REPORTED], registry)
     label, criterion = importances.resolve(importance, registry)
     model = unwrap(model)
@@ -155,15 +155,31 @@ def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
-def _check_numbers(ratios: Mapping[str, float], round_to: int, min_channels: int | Mapping[str, int]) -> None:
+def check_numbers(ratios: Mapping[str, float], round_to: int, min_channels: int | Mapping[str, int]) -> None:
+    """Check what needs no model.
+
+    Raises:
+        PatternError: a ratio is no share.
+        BudgetError: ``round_to`` or ``min_channels`` is not at least 1.
+    """
     for pattern, ratio in ratios.items():
-        if not 0 < ratio <= 1:
-            raise PatternError(f"the ratio for '{pattern}' is the share of channels to keep, in (0, 1], not {ratio!r}")
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+            raise PatternError(
+                f"the ratio for '{pattern}' is the share of channels to keep, in (0, 1], not {ratio!r}",
+                where=f"ratios['{pattern}']",
+                hint="0.75 keeps three quarters; to leave layers alone, exclude them",
+            )
     if round_to < 1:
-        raise BudgetError(f"round_to must be at least 1, not {round_to}")
+        raise BudgetError(
+            f"round_to must be at least 1, not {round_to}", where="round_to", hint="1 rounds nothing; 8 suits runtimes"
+        )
     for floor in min_channels.values() if isinstance(min_channels, Mapping) else (min_channels,):
         if floor < 1:
-            raise BudgetError(f"min_channels must be at least 1, not {floor}")
+            raise BudgetError(
+                f"min_channels must be at least 1, not {floor}",
+                where="min_channels",
+                hint="a layer without channels is no layer; 1 sets no floor",
+            )
 
 
 def _remark(coupling: Coupling, groups: Sequence[ChannelGroup]) -> str:

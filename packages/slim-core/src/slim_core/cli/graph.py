@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slim_core.cli.app import App
-from slim_core.errors import ModelError, SlimError
+from slim_core.errors import ModelError, SlimError, close_match
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,14 +114,28 @@ def _subject(app: App, name: str, kwargs: dict[str, Any], shapes: tuple[str, ...
 def _built(builder: Callable[..., Any], name: str, kwargs: dict[str, Any]) -> nn.Module:
     from torch import nn
 
+    from slim_core.recipe.arguments import accepted
+    from slim_core.recipe.build import user_line
+
+    known = accepted(builder)
+    for key in kwargs:
+        if known is not None and key not in known:
+            hints = [close_match(key, known), f"it takes: {', '.join(known)}" if known else "it takes none"]
+            raise ModelError(
+                f"model '{name}' takes no argument '{key}'", where="--kwargs", hint="; ".join(filter(None, hints))
+            )
     try:
         model = builder(**kwargs)
-    except SlimError:
+    except SlimError as error:
+        error.where = error.where or f"model '{name}', built with --kwargs {json.dumps(kwargs)}"
+        error.hint = error.hint or "change --kwargs"
         raise
     except Exception as error:
         line = next(iter(str(error).splitlines()), "")
         raise ModelError(
-            f"model '{name}' cannot be built: {type(error).__name__}: {line}", hint="check --kwargs"
+            f"model '{name}' cannot be built: {type(error).__name__}: {line}",
+            where=user_line(error) or "--kwargs",
+            hint="check --kwargs" + (f"; it takes: {', '.join(known)}" if known else ""),
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"model '{name}' gave a {type(model).__name__}, not an nn.Module")
@@ -133,10 +147,12 @@ def _arguments(text: str) -> dict[str, Any]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise SlimError(
-            f"--kwargs is not JSON: {error}", hint="""write for example --kwargs '{"width": 0.5}'"""
+            f"--kwargs is not JSON: {error}", where=text, hint="""write for example --kwargs '{"width": 0.5}'"""
         ) from None
     if not isinstance(value, dict):
-        raise SlimError(f"--kwargs takes a JSON object, not {text}", hint="""for example '{"width": 0.5}'""")
+        raise SlimError(
+            f"--kwargs takes a JSON object, not {text}", where="--kwargs", hint="""for example '{"width": 0.5}'"""
+        )
     return value
 
 

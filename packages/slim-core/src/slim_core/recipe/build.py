@@ -138,7 +138,12 @@ def _make(build: Callable[[], Any], what: str, where: str) -> Any:
         error.where = error.where or where
         raise
     except Exception as error:
-        raise RecipeError(f"{what} cannot be built: {type(error).__name__}: {error}", where=where) from error
+        line = user_line(error)
+        raise RecipeError(
+            f"{what} cannot be built: {type(error).__name__}: {error}",
+            where=f"{line} (asked for at {where})" if line else where,
+            hint="check its arguments in the recipe, or mend that line",
+        ) from error
 
 
 def _fitting(builder: Callable[..., Any], dataset: Any) -> dict[str, Any]:
@@ -292,7 +297,7 @@ def _attempt(work: Callable[[], Any], what: str, where: str) -> Any:
         raise
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), "")
-        place = _user_line(error) or where
+        place = user_line(error) or where
         raise ModelError(
             f"{what}: {type(error).__name__}: {line}",
             where=place,
@@ -300,7 +305,7 @@ def _attempt(work: Callable[[], Any], what: str, where: str) -> Any:
         ) from error
 
 
-def _user_line(error: BaseException) -> str | None:
+def user_line(error: BaseException) -> str | None:
     """Return the innermost line of the traceback that is neither PyTorch's nor Slim's."""
     import traceback
 

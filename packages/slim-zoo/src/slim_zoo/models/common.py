@@ -32,12 +32,12 @@ class ModelOptions(TypedDict, total=False):
 def check_options(width: float, num_classes: int, in_channels: int, input_size: int, dropout: float) -> None:
     """Raise a :class:`SlimError` that names the option that makes no sense."""
     if not width > 0:
-        raise SlimError(f"width must be positive, not {width!r}")
+        raise SlimError(f"width must be positive, not {width!r}", hint="1 is the published width, 0.5 half of it")
     if not 0 <= dropout < 1:
         raise SlimError(f"dropout must be in [0, 1), not {dropout!r}")
     for name, value in (("num_classes", num_classes), ("in_channels", in_channels), ("input_size", input_size)):
         if value < 1:
-            raise SlimError(f"{name} must be at least 1, not {value!r}")
+            raise SlimError(f"{name} must be at least 1, not {value!r}", hint=f"change {name}")
 
 
 def scaled(channels: float, width: float = 1.0, divisor: int = 8) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from slim_core.errors import BudgetError, PatternError, SlimError
 from slim_core.graph import analyse
 from slim_core.plugins import load_plugins
 from slim_core.technique import Run
@@ -78,3 +79,35 @@ def test_importance_with_options(tmp_path, registry) -> None:
 def test_a_misspelt_or_mistyped_configuration_is_refused(config) -> None:
     with pytest.raises(ValidationError):
         UniformConfig.model_validate(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({"budget": {"macs": 0.0001}}, BudgetError),
+        ({"budget": {"macs": 0.5}, "exclude": ["nothing.*"]}, PatternError),
+    ],
+)
+def test_a_rehearsal_finds_what_cannot_work(config, error, tmp_path, registry) -> None:
+    run = Run(folder=tmp_path, seed=0, registry=registry)
+    with pytest.raises(error):
+        UniformPruning().rehearse(tiny_workload(), UniformConfig.model_validate(config), run)
+
+
+def test_a_rehearsal_gives_the_structure_that_the_step_gives(tmp_path, registry) -> None:
+    config = UniformConfig.model_validate({"budget": {"macs": 0.5}, "round_to": 4, "importance": "random"})
+    run = Run(folder=tmp_path, seed=0, registry=registry)
+    workload = tiny_workload()
+    before = {name: tensor.clone() for name, tensor in workload.model.state_dict().items()}
+    rehearsed = UniformPruning().rehearse(workload, config, run).model.state_dict()
+    done = UniformPruning().run(workload, config, run).workload.model.state_dict()
+    assert {name: t.shape for name, t in rehearsed.items()} == {name: t.shape for name, t in done.items()}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in workload.model.state_dict().items())
+
+
+@pytest.mark.parametrize("config", [{"ratios": {"hidden": 1.5}}, {"ratios": {"hidden": -1}}, {"min_channels": 0}])
+def test_figures_that_no_model_can_have_are_found_when_the_recipe_is_read(config, registry) -> None:
+    with pytest.raises(SlimError) as caught:
+        UniformPruning.check(UniformConfig.model_validate(config), registry)
+    assert caught.value.where
+    assert caught.value.hint

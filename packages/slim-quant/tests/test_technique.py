@@ -155,3 +155,13 @@ def test_wrong_settings_are_refused(setting: dict[str, object]) -> None:
 def test_importing_the_plugin_imports_no_torch() -> None:
     code = "import sys, slim_quant, slim_quant.plugin; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_rehearsal_looks_for_training_data_and_for_the_layers_to_skip(workload: Workload, run: Run) -> None:
+    weights = {name: tensor.clone() for name, tensor in workload.model.state_dict().items()}
+    assert PTQTechnique().rehearse(workload, PTQConfig(skip=["*"]), run) is None
+    with pytest.raises(PatternError, match=r"'nothing\.\*' matches no layer"):
+        PTQTechnique().rehearse(workload, PTQConfig(skip=["nothing.*"]), run)
+    with pytest.raises(DataError, match="training data"):
+        PTQTechnique().rehearse(Workload(workload.model, workload.example_inputs), PTQConfig(), run)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in workload.model.state_dict().items())

@@ -60,8 +60,15 @@ class StepResult:
 class Technique(Protocol):
     """A step of a recipe. Registered as a class under its name; an instance is made for each step.
 
-    It may also have a static method ``check(config, registry) -> None``, which is called when a recipe is read, before
-    anything runs: it raises a ``SlimError`` for what it can know without a model, such as an extra that is missing.
+    It may also have, both optional:
+
+    * a static method ``check(config, registry) -> None``, which is called when a recipe is read, before anything runs:
+      it raises a ``SlimError`` for what it can know without a model, such as an extra that is missing;
+    * a method ``rehearse(workload, config, run) -> Workload | None``, which is called before the long work begins, with
+      a copy of the untrained workload, in the order of the steps: it raises a ``SlimError`` for what cannot work with
+      this model, such as a budget out of reach or a pattern that matches nothing. It takes seconds, leaves the workload
+      as it is, and gives back the workload as the next step would find it: the same structure, whatever the weights.
+      ``None`` says that it cannot tell; the steps after it are then not rehearsed.
     """
 
     name: ClassVar[str]

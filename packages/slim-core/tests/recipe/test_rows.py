@@ -88,3 +88,11 @@ def test_reports_carry_no_folders_of_their_maker(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/someone")
     text = f"frozen ({tmp_path}/net.py:3: x, '/somewhere/lib/python3/site-packages/lib/mod.py:4', /home/someone/b.py)"
     assert without_folders(text) == "frozen (net.py:3: x, 'lib/mod.py:4', ~/b.py)"
+
+
+def test_a_package_that_is_installed_from_a_checkout_is_named_without_the_checkout(tmp_path):
+    inner = tmp_path / "checkout/src/pack/models"
+    inner.mkdir(parents=True)
+    for folder in (inner, inner.parent):
+        (folder / "__init__.py").touch()
+    assert without_folders(f"frozen ({inner}/net.py:59: x = 1)") == "frozen (pack/models/net.py:59: x = 1)"

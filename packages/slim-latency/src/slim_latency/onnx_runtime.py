@@ -43,6 +43,8 @@ class OnnxRuntimeBackend:
     """
 
     name: ClassVar[str] = "onnxruntime"
+    #: what has to be installed: module and the extra that brings it
+    requires: ClassVar[tuple[tuple[str, str], ...]] = (("onnxruntime", EXTRA),)
 
     def __init__(self, graph_level: GraphLevel = "all", *, keep_spinning: bool = False) -> None:
         if graph_level not in ("disabled", "basic", "extended", "all"):

@@ -11,7 +11,9 @@ from slim_core.registry import Registry
 from slim_core.technique import Run, StepResult, StrictConfig
 from slim_core.training.config import FitConfig
 from slim_core.workload import Workload
-from slim_prune.planning import plan
+from slim_prune import importance as importances
+from slim_prune.planning import check_numbers, plan
+from slim_prune.prune_plan import PrunePlan
 
 
 class UniformConfig(StrictConfig):
@@ -46,24 +48,27 @@ class UniformPruning:
 
     @staticmethod
     def check(config: UniformConfig, registry: Registry) -> None:
-        """Look the criterion's name up: called when a recipe is read, before anything runs."""
+        """Look the criterion's name up and check figures: called when a recipe is read, before anything runs."""
         name = config.importance if isinstance(config.importance, str) else config.importance.get("name")
         if isinstance(name, str):
             registry.get("importances", name)
+        check_numbers(config.ratios, config.round_to, config.min_channels)
+
+    def rehearse(self, workload: Workload, config: UniformConfig, run: Run) -> Workload:
+        """Plan and cut, before any training: what a budget and patterns come to hardly depends on the weights.
+
+        The channels are chosen by ``l1``, which needs no trained weights; that decides which ones go, not how many.
+
+        Raises:
+            BudgetError: the budget is out of reach.
+            PatternError: a pattern matches nothing.
+        """
+        importances.resolve(config.importance, run.registry)
+        planned = _plan(workload, config, "l1", run)
+        return workload.with_model(planned.apply(workload.model), planned.transform())
 
     def run(self, workload: Workload, config: UniformConfig, run: Run) -> StepResult:
-        planned = plan(
-            workload.model,
-            workload.example_inputs,
-            config.budget,
-            importance=config.importance,
-            include=config.include,
-            exclude=config.exclude,
-            ratios=config.ratios,
-            round_to=config.round_to,
-            min_channels=config.min_channels,
-            registry=run.registry,
-        )
+        planned = _plan(workload, config, config.importance, run)
         run.folder.mkdir(parents=True, exist_ok=True)
         planned.save(run.folder / "plan.json")
         pruned = workload.with_model(planned.apply(workload.model), planned.transform())
@@ -82,6 +87,21 @@ class UniformPruning:
             pruned = result.workload
             details["history"] = [dict(row) for row in result.history]
         return StepResult(pruned, details, tuple(notes))
+
+
+def _plan(workload: Workload, config: UniformConfig, importance: str | dict[str, Any], run: Run) -> PrunePlan:
+    return plan(
+        workload.model,
+        workload.example_inputs,
+        config.budget,
+        importance=importance,
+        include=config.include,
+        exclude=config.exclude,
+        ratios=config.ratios,
+        round_to=config.round_to,
+        min_channels=config.min_channels,
+        registry=run.registry,
+    )
 
 
 def _sorted_notes(notes: Iterable[str], budget: Iterable[str]) -> tuple[list[str], list[str], list[str]]:

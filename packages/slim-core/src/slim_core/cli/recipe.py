@@ -19,16 +19,19 @@ def recipe() -> None:
     """Check recipes, list the installed ones, and print the schema for editors."""
 
 
-@recipe.command("check")
+@recipe.command("check", short_help="Check a recipe; tell every problem with its line.")
 @click.argument("recipe_name", metavar="RECIPE")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key, as `slim run` does.")
 @click.pass_obj
 def check(app: App, recipe_name: str, overrides: tuple[str, ...]) -> None:
     """Check a recipe's keys and names; tell every problem with its line. Nothing is run.
 
+    What a run would also need on this machine, such as files of data and packages, is told as a warning.
+
     RECIPE is a file, or the name of an installed recipe.
     """
     from slim_core.recipe.load import load_recipe
+    from slim_core.recipe.surroundings import missing
 
     try:
         loaded = load_recipe(recipe_name, app.registry, overrides=overrides)
@@ -39,14 +42,22 @@ def check(app: App, recipe_name: str, overrides: tuple[str, ...]) -> None:
         app.output.emit({"valid": False, "problems": problems})
         raise click.exceptions.Exit(2) from None
     kinds = ", ".join(step.kind for step in loaded.steps) or "no steps"
+    found = missing(loaded, app.registry)
     app.output.emit(
-        {"valid": True, "problems": [], "recipe": loaded.resolved()},
+        {
+            "valid": True,
+            "problems": [],
+            "warnings": [{"what": item.what, "where": item.where, "hint": item.hint} for item in found],
+            "recipe": loaded.resolved(),
+        },
         lambda: f"{recipe_name} is a valid recipe: {loaded.workload.model}, {kinds}",
-        "valid",
+        "valid, but it cannot run here yet" if found else "valid",
     )
+    for item in found:
+        app.output.note(f"warning: a run needs more: {item}")
 
 
-@recipe.command("schema")
+@recipe.command("schema", short_help="Print the JSON schema of recipes, for editors.")
 @click.option("-o", "--output", "path", type=click.Path(path_type=Path), help="Write it to a file.")
 @click.pass_obj
 def schema(app: App, path: Path | None) -> None:
@@ -76,7 +87,7 @@ def list_recipes(app: App) -> None:
     app.output.emit({"recipes": rows}, lambda: _table(rows), names)
 
 
-@recipe.command("show")
+@recipe.command("show", short_help="Print an installed recipe.")
 @click.argument("name")
 @click.pass_obj
 def show(app: App, name: str) -> None:

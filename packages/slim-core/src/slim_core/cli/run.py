@@ -30,18 +30,20 @@ def run(app: App, recipe: str, out: Path | None, overrides: tuple[str, ...], ove
     loaded = load_recipe(recipe, app.registry, overrides=overrides)
     folder = out if out is not None else Path("out") / re.sub(r"[^A-Za-z0-9._-]+", "-", loaded.name)
 
-    from slim_core.recipe.runner import run_recipe
+    from slim_core.recipe.runner import run_or_reuse
     from slim_core.report.figures import headline
     from slim_core.report.terminal import render_terminal
 
     try:
-        report = run_recipe(loaded, folder, registry=app.registry, progress=app.output.progress, overwrite=overwrite)
+        report, reused = run_or_reuse(
+            loaded, folder, registry=app.registry, progress=app.output.progress, overwrite=overwrite
+        )
     except Interrupted as error:
         raise Interrupted(error.what, hint=f"to resume: {_this_command()}") from None
     app.output.emit(
-        {"out": str(folder), "report": report.to_json()},
+        {"out": str(folder), "reused": reused, "report": report.to_json()},
         lambda: render_terminal(report, folder=str(folder)),
-        lambda: f"{folder}: {headline(report)}",
+        lambda: f"{folder}: {'finished before, nothing was run again; ' if reused else ''}{headline(report)}",
     )
 
 

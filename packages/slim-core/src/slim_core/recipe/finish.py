@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,9 @@ from slim_core.recipe.build import Prepared
 from slim_core.recipe.folder import OutFolder
 from slim_core.recipe.judge import judge
 from slim_core.recipe.latency import check_backends, time_models
+from slim_core.recipe.rows import without_folders
 from slim_core.recipe.schema import Recipe
+from slim_core.recipe.surroundings import extras
 from slim_core.registry import Registry
 from slim_core.report import write_views
 from slim_core.report.data import LatencyRow, ModelRow, Note, NoteLevel, Report, StepRow, read_report
@@ -29,6 +32,8 @@ from slim_core.workload import Workload
 
 #: extension of exported files by format; other formats get their own name
 _SUFFIX = {"onnx": ".onnx"}
+#: packages that lie together in one repository, under ``packages``
+_OWN_PACKAGES = ("slim-core", "slim-prune", "slim-quant", "slim-latency", "slim-distill", "slim-nas", "slim-zoo")
 
 _DIGEST = "sha256:"  # what the registry has for a local file begins with it; no version does
 
@@ -108,7 +113,8 @@ def finish(
         reproduce=_reproduce(recipe, registry, prepared),
         dataset=prepared.dataset,
     )
-    report = replace(report, notes=_merged((*judge(report), *notes, *_version_notes(folder, report.versions))))
+    merged = _merged((*judge(report), *notes, *_version_notes(folder, report.versions)))
+    report = replace(report, notes=tuple(_portable(note, folder) for note in merged))
     write_text(folder.file(files.RESOLVED), yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     write_views(report, folder.path)
     return report
@@ -122,6 +128,13 @@ def software(registry: Registry) -> dict[str, str]:
 def changed_files(before: Mapping[str, str], registry: Registry) -> list[str]:
     """Return the local files that are loaded and hold something else than ``before``, a run's software, says."""
     return [name for name, held in registry.files.items() if before.get(name) != held]
+
+
+def _portable(note: Note, folder: OutFolder) -> Note:
+    """Return a note without the folders of this machine."""
+    out = f"{folder.path.resolve()}/"
+    text, where, hint = (without_folders(part.replace(out, "")) for part in (note.text, note.where, note.hint))
+    return Note(note.level, text, where, hint)
 
 
 def rerender(recipe: Recipe, folder: OutFolder) -> Report | None:
@@ -208,12 +221,35 @@ def _reproduce(recipe: Recipe, registry: Registry, prepared: Prepared) -> tuple[
         "slim-core",
         *(name for name in registry.installed if name in owners or name.removeprefix("slim-") in owners),
     }
-    wanted = [f"{name}=={version}" for name, version in versions(names).items() if name in names]
-    install = f"pip install {shlex.join(wanted)}"
+    install = _install(versions(names), names, extras(recipe, registry))
     if prepared.factory is not None:
-        return (install, f"slim_core.recipe.run('{files.RESOLVED}', 'out', workload=…)  # from Python")
+        return (*install, f"slim_core.recipe.run('{files.RESOLVED}', 'out', workload=…)  # from Python")
     loads = "".join(f" --load {shlex.quote(name)}" for name in owners if name.endswith(".py"))
-    return (install, f"slim run {files.RESOLVED} -o out{loads}")
+    return (*install, f"slim run {files.RESOLVED} -o out{loads}")
+
+
+def _install(versions: Mapping[str, str], names: set[str], extras: Sequence[str]) -> tuple[str, ...]:
+    """Return what installs these packages with these extras. Development versions are on no index."""
+    wanted: dict[str, set[str]] = {name: set() for name in names}
+    for extra in extras:
+        name, _, inner = extra.rstrip("]").partition("[")
+        wanted.setdefault(name, set()).add(inner)
+    released, checkout, lines = [], [], []
+    for name in sorted(wanted):
+        version, inner = versions.get(name), ",".join(sorted(wanted[name] - {""}))
+        with_extras = f"{name}[{inner}]" if inner else name
+        if version is None or not re.search(r"dev|\+", version):
+            released.append(f"{with_extras}=={version}" if version else with_extras)
+        elif name in _OWN_PACKAGES:
+            checkout.append(f"./packages/{with_extras}")
+        else:
+            lines.append(f"# {with_extras} {version} is a development version: install it from its own checkout")
+    if checkout:
+        lines.append("# a development version, which is on no package index: run this in a checkout of Slim")
+        lines.append(f"pip install {shlex.join(checkout)}")
+    if released:
+        lines.append(f"pip install {shlex.join(released)}")
+    return tuple(lines)
 
 
 def _owners(recipe: Recipe, registry: Registry) -> list[str]:

@@ -13,6 +13,9 @@ from slim_core.errors import SlimError
 from slim_core.report.data import ChannelRow, ModelRow
 from slim_core.workload import Workload
 
+#: the absolute path of a Python file
+_SOURCE = re.compile(r"(?<![\w.~-])/[^\s:'\"()]+\.py\b")
+
 
 def model_row(
     key: str, label: str, workload: Workload, metrics: Mapping[str, float], file: Path, like: ModelRow | None
@@ -73,15 +76,25 @@ def table_rows(value: Any) -> tuple[Mapping[str, Any], ...]:
 
 
 def without_folders(text: str) -> str:
-    """Return ``text`` with the files that it names relative to where one works or to the installed packages.
+    """Return ``text`` with the files that it names relative to their package, to where one works, or to one's home.
 
     A report is passed on; where its maker's folders lie is nobody's business.
     """
     text = re.sub(r"[^\s('\"]*/site-packages/", "", text)
+    text = _SOURCE.sub(lambda match: _in_package(match[0]), text)
     for folder, sign in ((f"{Path.cwd()}{os.sep}", ""), (f"{Path.home()}{os.sep}", f"~{os.sep}")):
         if len(folder) > 2:  # not the root folder
             text = text.replace(folder, sign)
     return text
+
+
+def _in_package(name: str) -> str:
+    """Return the path of a module's file as seen from its outermost package, wherever that is installed from."""
+    path = Path(name)
+    folder = path.parent
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    return name if folder == path.parent else path.relative_to(folder).as_posix()
 
 
 def json_value(value: Any) -> Any:

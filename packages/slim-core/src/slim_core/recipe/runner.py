@@ -22,8 +22,10 @@ from slim_core.recipe.build import Prepared, evaluate_workload, prepare, seeded,
 from slim_core.recipe.finish import changed_files, finish, preflight, rerender, software
 from slim_core.recipe.folder import OutFolder
 from slim_core.recipe.load import load_recipe
+from slim_core.recipe.rehearsal import at_step, rehearse
 from slim_core.recipe.rows import channel_rows, json_value, model_row, table_rows, without_folders
 from slim_core.recipe.schema import Recipe, Step
+from slim_core.recipe.surroundings import missing
 from slim_core.registry import Registry
 from slim_core.report.data import Report, StepRow
 from slim_core.technique import Run, StepResult
@@ -89,6 +91,19 @@ def run_recipe(
         Interrupted: Ctrl-C; the same call goes on.
         SlimError: a step cannot be done; what is finished stays in ``out``.
     """
+    return run_or_reuse(recipe, out, registry=registry, progress=progress, workload=workload, overwrite=overwrite)[0]
+
+
+def run_or_reuse(
+    recipe: Recipe,
+    out: str | os.PathLike[str],
+    *,
+    registry: Registry,
+    progress: Progress | None = None,
+    workload: Workload | None = None,
+    overwrite: bool = False,
+) -> tuple[Report, bool]:
+    """Run a recipe as :func:`run_recipe` does; also tell whether it was finished already, so that nothing ran."""
     progress = progress or SilentProgress()
     identity = recipe.identity()
     if workload is not None:
@@ -98,12 +113,22 @@ def run_recipe(
         state = _State()
         try:
             with seeded(recipe.seed):  # the caller's generators are given back as they were
-                return _run(recipe, folder, registry, progress, workload, state)
+                done = rerender(recipe, folder)
+                if done is not None:
+                    _tell_finished(folder, done, registry, progress)
+                    return done, True
+                return _run(recipe, folder, registry, progress, workload, state), False
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted {state.doing}",
                 hint=f"the same command resumes there (finished work is in '{folder.path}')",
             ) from None
+
+
+def _tell_finished(folder: OutFolder, done: Report, registry: Registry, progress: Progress) -> None:
+    progress.note(f"this recipe is finished in '{folder.path}'; its report was written again")
+    for name in changed_files(done.versions, registry):
+        progress.note(f"{name} has changed since that run; --overwrite runs the recipe with the file as it is now")
 
 
 @dataclass(slots=True)
@@ -119,18 +144,17 @@ def _run(
     own: Workload | None,
     state: _State,
 ) -> Report:
-    done = rerender(recipe, folder)
-    if done is not None:
-        progress.note(f"this recipe is finished in '{folder.path}'; its report was written again")
-        for name in changed_files(done.versions, registry):
-            progress.note(f"{name} has changed since that run; --overwrite runs the recipe with the file as it is now")
-        return done
+    for problem in missing(recipe, registry):
+        raise problem
     rows = _finished(recipe, folder)
     with seeded(recipe.seed):
         prepared = prepare(recipe, registry, own)
         size = sum(tensor.numel() * tensor.element_size() for tensor in prepared.workload.model.state_dict().values())
         files.require_space(folder.path, 3 * size * (len(recipe.steps) + 2) + (16 << 20))
         preflight(recipe, prepared, folder, registry, tried=bool(rows))
+    if not rows:
+        state.doing = "before training"
+        rehearse(recipe, registry, prepared.workload)
     if rows:
         progress.note(f"resuming after {_label(rows[-1])}: {len(rows)} of {len(recipe.steps) + 1} parts are done")
         for name in changed_files(folder.versions, registry):
@@ -175,7 +199,8 @@ def _do_step(
     )
     with seeded(seed):
         if step is not None:
-            result = registry.get("techniques", step.kind)().run(workload, step.config, context)
+            with at_step(recipe, step):
+                result = registry.get("techniques", step.kind)().run(workload, step.config, context)
         else:
             result = _base(recipe, workload, context)
     path = folder.step_folder(index, kind) / files.CHECKPOINT

@@ -19,3 +19,7 @@ class FitTechnique:
     def run(self, workload: Workload, config: FitConfig, run: Run) -> StepResult:
         result = fit(workload, config, run=run)
         return StepResult(result.workload, {"history": [dict(row) for row in result.history]})
+
+    def rehearse(self, workload: Workload, config: FitConfig, run: Run) -> Workload:
+        """Training leaves the structure as it is."""
+        return workload

@@ -161,6 +161,8 @@ def analysis_scale(data: dict[str, Any]) -> str:
 
 
 def main_job(data: dict[str, Any]) -> str:
+    if data["title"] != "mobilenet_v1-fashion-mnist":
+        raise ValueError(f"main_job_fashion_mnist.json is a run of {data['title']}")
     before, after = data["original"], data["compressed"]
     rows: list[Sequence[object]] = [
         ("top-1", f"{before['metrics']['top1']:.2%}", f"{after['metrics']['top1']:.2%}",

@@ -65,7 +65,7 @@ class Artifact:
 class Session(ABC):
     """A model that is ready to run on a runtime.
 
-    Args:
+    Attributes:
         info: JSON values that decide the speed. Always there: ``"runtime"`` (name and version), ``"device"``,
             ``"threads"`` (or ``None`` when unknown). Where they apply: ``"settings"`` (mapping), ``"notes"`` (list of
             lines for the reader of the figures).

@@ -196,3 +196,14 @@ def test_large_matrices_are_cut_in_blocks_with_the_same_result() -> None:
     rows, columns = np.arange(1, 1500, 3), np.arange(0, 900, 2)
     cut = sliced(weight, [TensorEdit("w", 1, 900, columns), TensorEdit("w", 0, 1500, rows)])
     assert np.array_equal(cut.numpy(), weight.numpy()[np.ix_(rows, columns)])
+
+
+@pytest.mark.parametrize("run", [1, 7, 49])
+def test_large_matrices_are_cut_in_runs_of_columns(run):
+    rng = np.random.default_rng(0)
+    count = 2**21 // 512 // run
+    tensor = torch.arange(512 * count * run, dtype=torch.float32).reshape(512, -1)
+    rows = np.sort(rng.permutation(512)[:100])
+    columns = (np.sort(rng.permutation(count)[: count // 3])[:, None] * run + np.arange(run)).ravel()
+    cuts = [TensorEdit("weight", 1, count * run, columns), TensorEdit("weight", 0, 512, rows)]
+    assert np.array_equal(sliced(tensor, cuts).numpy(), tensor.numpy()[rows][:, columns])

@@ -90,7 +90,7 @@ def sliced(tensor: Tensor, cuts: list[TensorEdit]) -> Tensor:
 
 
 def _rows_and_columns(tensor: Tensor, rows: Tensor, runs: Tensor, run: int) -> Tensor:
-    """Cut both dimensions of a large matrix block by block, so that no intermediate copy of its rows is needed.
+    """Cut both dimensions of a large matrix without an intermediate copy of its rows: all runs at once, or in blocks.
 
     Args:
         tensor: the matrix.
@@ -100,6 +100,10 @@ def _rows_and_columns(tensor: Tensor, rows: Tensor, runs: Tensor, run: int) -> T
     """
     result = tensor.new_empty(len(rows), len(runs), run)
     table = tensor.view(len(tensor), -1, run)
+    if run > 1:
+        places = (rows[:, None] * table.shape[1] + runs).view(-1)
+        torch.index_select(table.view(-1, run), 0, places, out=result.view(-1, run))
+        return result.view(len(rows), -1)
     for start in range(0, len(rows), _BLOCK):
         block = table.index_select(0, rows[start : start + _BLOCK])
         torch.index_select(block, 1, runs, out=result[start : start + _BLOCK])

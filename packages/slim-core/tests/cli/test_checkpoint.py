@@ -63,6 +63,11 @@ def slim(monkeypatch, tmp_path):
     return invoke
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+
+
 def test_inspect_tells_people_what_was_done(slim, files) -> None:
     status, out, _ = slim("inspect", files["rich"])
     assert status == 0

@@ -26,8 +26,7 @@ EXTRAS = {"slim-core": "onnx,multi", "slim-quant": "onnxruntime", "slim-latency"
 CONSTRAINTS = ("-c", "constraints.txt")
 #: Tools that are ours to run, not the packages' to declare.
 TOOLS = {
-    "dev": ("pytest-xdist>=3.6", "pytest-markdown-docs>=0.9", "ruff>=0.12", "mypy>=1.16", "import-linter>=2.3",
-            "types-PyYAML"),
+    "dev": ("pytest-xdist>=3.6", "pytest-markdown-docs>=0.9", "ruff>=0.12", "mypy>=1.16", "import-linter>=2.3"),
     "docs": ("mkdocs-material>=9.6,<10", "mkdocstrings-python>=1.16"),
     "bench": ("torch-pruning==1.6.1", "psutil>=6"),
     "build": ("build>=1.2", "poetry>=2.2,<3"),
@@ -105,6 +104,7 @@ def tests(session: nox.Session) -> None:
                 env=one_thread(), external=True)  # fmt: skip
     if not names and not arguments:
         session.run(python, "-m", "pytest", "--markdown-docs", "-m", "markdown-docs", "README.md", "docs",
+                    *(f"packages/{name}/README.md" for name in PACKAGES),
                     env=one_thread(), external=True)  # fmt: skip
 
 

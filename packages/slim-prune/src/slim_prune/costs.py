@@ -10,7 +10,6 @@ from slim_core.registry import Lazy
 
 if TYPE_CHECKING:
     from slim_core.graph.cost import CostModel
-
     from slim_core.registry import Registry
 
 

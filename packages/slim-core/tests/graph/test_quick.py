@@ -157,3 +157,18 @@ def test_concatenation(shape, dim, others, sizes) -> None:
             own[dim] = size
             parts.append(torch.empty(own, device="meta"))
     agrees(aten.cat.default, (parts, dim))
+
+
+@pytest.mark.parametrize(
+    ("func", "shapes", "more"),
+    [
+        (torch.ops.aten.relu.default, [(2, 3)], ()),
+        (torch.ops.aten.add.Tensor, [(2, 3), (2, 3)], ()),
+        (torch.ops.aten.linear.default, [(2, 3), (5, 3), (5,)], ()),
+        (torch.ops.aten.conv2d.default, [(1, 3, 8, 8), (4, 3, 3, 3), (4,)], ()),
+    ],
+    ids=lambda value: str(value) if isinstance(value, torch._ops.OpOverload) else "",
+)
+def test_the_common_case_is_answered(func, shapes, more) -> None:
+    arguments = (*(torch.empty(shape, device="meta") for shape in shapes), *more)
+    assert quick(func, arguments, {}).shape == func(*arguments).shape

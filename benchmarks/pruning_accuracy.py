@@ -1,0 +1,205 @@
+"""Accuracy after pruning and the same fine-tuning: slim-prune's allocations and criteria, and Torch-Pruning's l1.
+
+Every method prunes the same trained model to the same share of its MACs (counted by ``slim_core.graph.cost``), with
+kept channels a multiple of 8, and is fine-tuned by the same ``FitConfig`` with the same seeds. Torch-Pruning has
+channel ratios only; its ratio is bisected until the MACs fit. Rows are written as they come, and a stopped run goes on
+where it stopped. Starts from the models of ``bases.py``.
+
+    python benchmarks/pruning_accuracy.py [--models mobilenet_v1 resnet20] [--seeds 3] [--epochs 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import bases
+import torch
+from torch import nn
+
+import slim_prune
+from slim_core import Workload
+from slim_core.files import write_json
+from slim_core.graph import record
+from slim_core.graph.cost import cost
+from slim_core.measure import this_device
+from slim_core.plugins import load_plugins
+from slim_core.registry import Registry
+from slim_core.training import FitConfig, fit
+
+RESULT = Path(__file__).parent / "results" / "pruning_accuracy.json"
+BUDGETS = (0.5, 0.3)
+ROUND_TO = 8
+
+#: name -> criterion and allocation
+OURS: dict[str, tuple[Any, Any]] = {
+    "uniform, l1": ("l1", "uniform"),
+    "uniform, fpgm": ("fpgm", "uniform"),
+    "sensitivity, l1": ("l1", "sensitivity"),
+    "evolution, l1": ("l1", {"name": "evolution", "trials": 120}),
+    "global, taylor": ("taylor", "global"),
+}
+PEER = "torch-pruning, l1"
+METHODS = (*OURS, PEER)
+
+
+def macs(model: nn.Module, inputs: Any) -> float:
+    return float(cost(record(model, inputs)).macs)
+
+
+def ours(name: str, base: Workload, budget: float, seed: int, folder: Path, registry: Registry) -> nn.Module:
+    importance, allocation = OURS[name]
+    plan = slim_prune.plan(
+        base.model,
+        base.example_inputs,
+        {"macs": budget},
+        importance=importance,
+        allocation=allocation,
+        round_to=ROUND_TO,
+        task=base.task,
+        train=base.train,
+        val=base.val,
+        folder=folder,
+        seed=seed,
+        registry=registry,
+    )
+    return plan.apply(base.model)
+
+
+def torch_pruning(base: Workload, budget: float) -> nn.Module:
+    """Prune with one channel ratio, the largest model whose MACs are within the budget."""
+    import torch_pruning as tp
+
+    def pruned(ratio: float) -> nn.Module:
+        model = copy.deepcopy(base.model)
+        last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+        criterion = tp.importance.MagnitudeImportance(p=1)
+        tp.pruner.MagnitudePruner(
+            model, base.example_inputs, importance=criterion, pruning_ratio=ratio, ignored_layers=[last],
+            round_to=ROUND_TO,
+        ).step()  # fmt: skip
+        return model
+
+    limit = budget * macs(base.model, base.example_inputs)
+    low, high = 0.0, 0.95
+    best = pruned(high)
+    for _ in range(12):
+        middle = (low + high) / 2
+        model = pruned(middle)
+        if macs(model, base.example_inputs) <= limit:
+            best, high = model, middle
+        else:
+            low = middle
+    return best
+
+
+def run(
+    name: str, model_name: str, base: Workload, budget: float, seed: int, arguments: Any, registry: Registry
+) -> Any:
+    folder = arguments.folder / model_name / name.replace(", ", "-") / f"{budget:g}" / str(seed)
+    start = time.perf_counter()
+    if name == PEER:
+        pruned = torch_pruning(base, budget)
+    else:
+        pruned = ours(name, base, budget, seed, folder / "allocation", registry)
+    planned = time.perf_counter() - start
+    before = macs(base.model, base.example_inputs)
+    cut = bases.judged(replace(base, model=pruned))
+    config = FitConfig(
+        epochs=arguments.epochs, lr=0.04, weight_decay=5e-4, warmup_epochs=0.1, eval_every=arguments.epochs, seed=seed
+    )
+    result = fit(replace(base, model=pruned), config, folder=folder / "fit", inplace=True)
+    tuned = bases.judged(result.workload)
+    return {
+        "model": model_name,
+        "method": name,
+        "budget_macs": budget,
+        "seed": seed,
+        "macs": macs(pruned, base.example_inputs) / before,
+        "parameters": sum(p.numel() for p in pruned.parameters()) / sum(p.numel() for p in base.model.parameters()),
+        "top1_cut": cut["top1"],
+        "top1": tuned["top1"],
+        "plan_seconds": planned,
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return mean and spread over seeds for each model, budget and method."""
+    found: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["model"], row["budget_macs"], row["method"]), []).append(row)
+    order = {name: number for number, name in enumerate(METHODS)}
+    return [
+        {
+            "model": model,
+            "budget_macs": budget,
+            "method": method,
+            "seeds": len(group),
+            "macs": statistics.mean(row["macs"] for row in group),
+            "top1_mean": statistics.mean(row["top1"] for row in group),
+            "top1_min": min(row["top1"] for row in group),
+            "top1_max": max(row["top1"] for row in group),
+            "top1_cut_mean": statistics.mean(row["top1_cut"] for row in group),
+        }
+        for (model, budget, method), group in sorted(found.items(), key=lambda i: (i[0][0], -i[0][1], order[i[0][2]]))
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["mobilenet_v1", "resnet20"], choices=list(bases.BASES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of fine-tuning, for all methods alike")
+    parser.add_argument("--folder", type=Path, default=bases.FOLDER.parent / "pruning-accuracy")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    registry = load_plugins().registry
+    pictures = bases.data(registry)
+    rows: list[dict[str, Any]] = []
+    originals: dict[str, float] = {}
+    if arguments.output.exists():
+        earlier = json.loads(arguments.output.read_text())
+        if earlier["epochs"] == arguments.epochs:
+            rows, originals = earlier["rows"], earlier["original_top1"]
+    known: set[tuple[str, str, float, int]] = {(r["model"], r["method"], r["budget_macs"], r["seed"]) for r in rows}
+    for model_name in arguments.models:
+        base = bases.trained(model_name, registry, pictures)
+        if model_name not in originals:
+            originals[model_name] = bases.judged(base)["top1"]
+        for seed in range(arguments.seeds):
+            for budget in arguments.budgets:
+                for name in arguments.methods:
+                    if (model_name, name, budget, seed) in known:
+                        continue
+                    row = run(name, model_name, base, budget, seed, arguments, registry)
+                    rows.append(row)
+                    print(f"{model_name} {name} {budget:g} seed {seed}: {row['macs']:.3f} of the MACs, "
+                          f"{row['top1_cut']:.4f} -> {row['top1']:.4f}", flush=True)  # fmt: skip
+                    write_json(
+                        arguments.output,
+                        {
+                            "data": "fashion-mnist, 60,000 pictures at 32x32",
+                            "epochs": arguments.epochs,
+                            "original_top1": originals,
+                            "summary": summary(rows),
+                            "rows": rows,
+                            "device": this_device().to_json(),
+                            "threads": torch.get_num_threads(),
+                            "versions": {n: version(n) for n in ("torch", "torch-pruning", "slim-core", "slim-prune")},
+                        },
+                    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slim_prune.errors import PlanError as PlanError
     from slim_prune.planning import plan as plan
     from slim_prune.prune_plan import PrunePlan as PrunePlan
+    from slim_prune.recalibration import recalibrate as recalibrate
     from slim_prune.rollback import Rollback as Rollback
 
 _LAZY = {
@@ -27,6 +28,7 @@ _LAZY = {
     "PrunePlan": "slim_prune.prune_plan",
     "Rollback": "slim_prune.rollback",
     "plan": "slim_prune.planning",
+    "recalibrate": "slim_prune.recalibration",
 }
 
 __all__ = [*_LAZY]

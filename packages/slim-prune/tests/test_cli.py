@@ -73,7 +73,7 @@ def test_ratios_and_globs_from_the_command_line() -> None:
         (["prune", "plan", "--model", "zoo/resnet21", "--budget", "macs=0.5"], "unknown model"),
         (["prune", "plan", "--model", "zoo/resnet20", "--budget", "macs=0.5", "--kwargs", "{"], "not JSON"),
         (["prune", "plan", "--model", "zoo/resnet20", "--budget", "macs=0.5", "--kwargs", "[]"], "JSON object"),
-        (["prune", "plan", "--model", "zoo/resnet20", "--budget", "macs=0.5", "--input", "1,x"], "takes sizes"),
+        (["prune", "plan", "--model", "zoo/resnet20", "--budget", "macs=0.5", "--input", "1,x"], "cannot read --input"),
         (["prune", "show", "/nowhere/plan.json"], "cannot be read"),
         ([*MODEL, "--budget", "macs=0.5", "-o", "/nowhere/plan.json"], "there is no folder '/nowhere'"),
     ],

@@ -1,4 +1,4 @@
-"""The hook that slim-prune adds. Other plugins implement it with ``slim_core.hookimpl``."""
+"""The hooks that slim-prune adds. Other plugins implement them with ``slim_core.hookimpl``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ def slim_register_importances(register: Register) -> None:
     """Register importance criteria by name: functions ``(group, tensors) -> scores``, one score per unit.
 
     See :mod:`slim_prune.importance` for the contract.
+
+    .. versionadded:: 0.1
+    """
+
+
+@hookspec
+def slim_register_allocations(register: Register) -> None:
+    """Register allocations by name: functions ``(problem, context) -> {group name: kept units}``.
+
+    See :mod:`slim_prune.allocation` for the contract.
 
     .. versionadded:: 0.1
     """

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from slim_core.budget import parse_budget
@@ -15,11 +19,13 @@ from slim_core.graph import analyse
 from slim_core.graph.isolate import collector_paused, unwrap, walk
 from slim_core.graph.probe import check
 from slim_core.graph.types import ChannelGroup, Coupling
-from slim_core.workload import Inputs
+from slim_core.progress import Progress, SilentProgress
+from slim_core.workload import DataSource, Inputs, Task
+from slim_prune import allocation as allocations
 from slim_prune import importance as importances
 from slim_prune.allocation.grid import channels_per_unit, grid
 from slim_prune.allocation.problem import Choice, Problem, figure
-from slim_prune.allocation.uniform import uniform
+from slim_prune.context import Context
 from slim_prune.costs import cost_models
 from slim_prune.edits import Indices, edits_of, state_of
 from slim_prune.errors import PlanError
@@ -30,6 +36,7 @@ from slim_prune.signature import check_forward, describe
 
 if TYPE_CHECKING:
     from slim_core.registry import Registry
+    from slim_prune.allocation import Allocation
 
 Importance = importances.Importance
 #: Reported with every plan, whatever the budget is in.
@@ -44,11 +51,18 @@ def plan(
     budget: Mapping[str, float | int | str] | None = None,
     *,
     importance: str | Mapping[str, Any] | Importance = "l1",
+    allocation: str | Mapping[str, Any] | Allocation = "uniform",
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     ratios: Mapping[str, float] | None = None,
     round_to: int = 8,
     min_channels: int | Mapping[str, int] = 1,
+    task: Task | None = None,
+    train: DataSource | None = None,
+    val: DataSource | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
     coupling: Coupling | None = None,
     registry: Registry | None = None,
 ) -> PrunePlan:
@@ -61,12 +75,20 @@ def plan(
             at most 1.2 million parameters; several hold at once. ``None``: only ``ratios`` decide.
         importance: a criterion's name (``"l1"``, ``"l2"``, ``"random"``, or what a plugin registered), a mapping with
             its options (``{"name": "l1", "normalize": "max"}``), or a function ``(group, tensors) -> scores``.
+        allocation: how much to take where: a name (``"uniform"``, or what a plugin registered), a mapping with its
+            options, or a function ``(problem, context) -> {group name: kept units}``.
         include: globs over module paths; a group is included when a module that makes its channels matches.
         exclude: globs; a group is excluded when any module that it touches matches.
         ratios: shares of channels to keep by glob (``{"layer1.*": 0.75}``), the first that matches; such groups are not
             changed to meet the budget.
         round_to: kept channels are a multiple of this; lowered for groups that do not hold two such multiples.
         min_channels: the least that any layer keeps, for all or by glob.
+        task: loss and metrics, for criteria and allocations that look at data.
+        train: training batches, for these.
+        val: validation batches, for these.
+        folder: where state that can be resumed goes; ``None``: nothing is kept.
+        seed: of everything random.
+        progress: where long work reports to.
         coupling: the analysis of this very model, when it has been made already.
         registry: where plugins' criteria and cost models are looked up (default: built-in names first, then all
             installed plugins).
@@ -87,6 +109,7 @@ def plan(
     check_numbers(ratios or {}, round_to, min_channels)
     models = cost_models([*(bound.cost for bound in bounds), *_REPORTED], registry)
     label, criterion = importances.resolve(importance, registry)
+    allocation_label, allocate = allocations.resolve(allocation, registry)
     model = unwrap(model)
     coupling = coupling if coupling is not None else analyse(model, example_inputs, registry=registry)
 
@@ -96,11 +119,24 @@ def plan(
     groups = select(coupling, paths, include=include, exclude=exclude)
     choices = [_choice(group, ratios or {}, round_to, min_channels) for group in groups]
     problem = Problem(coupling, choices, models, bounds, remark=_remark(coupling, groups))
-    counts = uniform(problem)
-
     state = state_of(model)
-    tensors = Tensors({name: tensor.detach() for name, tensor in state.items()})
-    kept = {group.name: _best(label, criterion, group, counts[group.name], tensors) for group in groups}
+    context = Context(
+        model=model,
+        example_inputs=example_inputs,
+        coupling=coupling,
+        tensors=Tensors({name: tensor.detach() for name, tensor in state.items()}),
+        score=(scorer := _Scorer(label, criterion)),
+        task=task,
+        train=train,
+        val=val,
+        folder=Path(folder) if folder is not None else None,
+        seed=seed,
+        progress=progress or SilentProgress(),
+        registry=registry,
+    )
+    scorer.context = context
+    counts = checked_counts(problem, allocate(problem, context), allocation_label)
+    kept = context.kept(counts)
     edits = edits_of(model, coupling, kept)
     outputs = tuple(coupling.graph.values[index].shape for index in coupling.graph.outputs)
     inputs = describe(example_inputs, model) if coupling.graph.device_kind == "meta" else None
@@ -112,16 +148,17 @@ def plan(
         model_class=type(model).__name__,
         groups=tuple(GroupPlan(g.name, g.units, channels_per_unit(g), kept[g.name]) for g in groups),
         edits=edits,
-        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
         ties=ties_of(state),
         importance=label,
-        allocation="uniform",
+        allocation=allocation_label,
         budget=dict(budget or {}),
         before=problem.original,
         after=problem.costs(counts),
         inputs=inputs,
         outputs=outputs,
-        notes=tuple(_notes(coupling, problem, groups, counts, round_to)),
+        notes=(*_notes(coupling, problem, groups, counts, round_to), *context.notes),
+        details=_json(context.details, allocation_label),
         _checked_on=weakref.ref(model),
     )
 
@@ -137,13 +174,76 @@ def _prove(model: nn.Module, example_inputs: Inputs, coupling: Coupling, kept: M
         )
 
 
-def _best(label: str, criterion: Importance, group: ChannelGroup, count: int, tensors: Mapping[str, Any]) -> Indices:
-    """Return the ``count`` units with the highest scores, ascending; of equal ones the first."""
-    if count == group.units:
-        return np.arange(group.units, dtype=np.int64)
-    scores = importances.score(label, criterion, group, tensors)
-    order = np.argsort(-scores, kind="stable")
-    return np.sort(order[:count]).astype(np.int64)
+class _Scorer:
+    """Scores groups by one criterion, each once. A criterion that needs data is prepared before the first."""
+
+    def __init__(self, label: str, criterion: Any) -> None:
+        self.context: Context | None = None
+        self._label, self._criterion = label, criterion
+        self._ready: Importance | None = None
+        self._preparing = False
+        self._scores: dict[str, NDArray[np.float64]] = {}
+
+    def __call__(self, group: ChannelGroup) -> NDArray[np.float64]:
+        assert self.context is not None  # noqa: S101  set by plan() right after it is made
+        if self._ready is None:
+            self._ready = self._prepared(self.context)
+        if group.name not in self._scores:
+            self._scores[group.name] = importances.score(self._label, self._ready, group, self.context.tensors)
+        return self._scores[group.name]
+
+    def _prepared(self, context: Context) -> Importance:
+        prepare = getattr(self._criterion, "prepare", None)
+        if prepare is None:
+            return cast(Importance, self._criterion)
+        if self._preparing:
+            raise PlanError(f"importance '{self._label}' asks for its own scores while it is being prepared")
+        self._preparing = True
+        try:
+            return cast(Importance, prepare(context))
+        finally:
+            self._preparing = False
+
+
+def _json(details: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Return ``details`` as plain JSON values."""
+    try:
+        return cast(dict[str, Any], json.loads(json.dumps(details, allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"the details of a plan are JSON values: {error}", where=f"allocation '{label}'") from None
+
+
+def checked_counts(problem: Problem, counts: Mapping[str, int], label: str) -> dict[str, int]:
+    """Return the kept units of every group, in the problem's order, after checking what an allocation gave.
+
+    Raises:
+        PlanError: a group that is not known, or a count that is not permitted.
+        BudgetError: a bound does not hold.
+    """
+    where = f"allocation '{label}'"
+    names = {choice.name for choice in problem.choices}
+    for name in counts:
+        if name not in names:
+            raise PlanError(f"there is no channel group '{name}' to decide about", where=where)
+    checked: dict[str, int] = {}
+    for choice in problem.choices:
+        count = counts.get(choice.name, choice.group.units)
+        if count not in choice.grid.counts:
+            raise PlanError(
+                f"{count!r} units of channel group '{choice.name}' are not permitted",
+                where=where,
+                hint="rounding and floors permit: " + ", ".join(map(str, choice.grid.counts)),
+            )
+        checked[choice.name] = int(count)
+    if not problem.meets(checked):
+        costs = problem.costs(checked)
+        over = [
+            f"{figure(costs[name])} {name} where {figure(limit)} are allowed"
+            for name, limit in problem.limits.items()
+            if costs[name] > limit
+        ]
+        raise BudgetError(f"the allocation breaks the budget: {'; '.join(over)}", where=where)
+    return checked
 
 
 def _choice(group: ChannelGroup, ratios: Mapping[str, float], round_to: int, least: int | Mapping[str, int]) -> Choice:

@@ -19,6 +19,11 @@ IMPORTANCES = {
     "random": Lazy("slim_prune.importance.random", "random"),
 }
 
+#: slim-prune's own allocations; ``slim_prune.allocation`` reads the same table.
+ALLOCATIONS = {
+    "uniform": Lazy("slim_prune.allocation.uniform", "uniform"),
+}
+
 
 @hookimpl
 def slim_add_hookspecs(pluginmanager: pluggy.PluginManager, registry: Registry) -> None:
@@ -26,6 +31,7 @@ def slim_add_hookspecs(pluginmanager: pluggy.PluginManager, registry: Registry) 
 
     pluginmanager.add_hookspecs(hookspecs)
     registry.add_kind("importances", "importance criterion", {})
+    registry.add_kind("allocations", "allocation", {})
 
 
 @hookimpl
@@ -41,6 +47,12 @@ def slim_register_transforms(register: Register) -> None:
 @hookimpl
 def slim_register_importances(register: Register) -> None:
     for name, value in IMPORTANCES.items():
+        register(name, value)
+
+
+@hookimpl
+def slim_register_allocations(register: Register) -> None:
+    for name, value in ALLOCATIONS.items():
         register(name, value)
 
 

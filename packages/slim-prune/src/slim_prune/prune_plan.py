@@ -79,6 +79,7 @@ class PrunePlan:
         inputs: description of the example inputs, for the check of the pruned model; ``None`` when there is none.
         outputs: shapes of the model's output tensors on these inputs.
         notes: one line for everything that was left alone, rounded otherwise, or reached in another way.
+        details: what criterion and allocation found on the way (curves, say), as JSON values.
     """
 
     model_class: str
@@ -94,6 +95,7 @@ class PrunePlan:
     inputs: Any = None
     outputs: tuple[tuple[int, ...], ...] = ()
     notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
     _checked_on: weakref.ref[nn.Module] | None = field(default=None, repr=False)
 
     @property
@@ -261,6 +263,7 @@ class PrunePlan:
             "inputs": self.inputs,
             "outputs": [list(shape) for shape in self.outputs],
             "notes": list(self.notes),
+            "details": dict(self.details),
         }
 
     @classmethod
@@ -304,6 +307,7 @@ class PrunePlan:
             inputs=plan.inputs,
             outputs=tuple(tuple(shape) for shape in plan.outputs),
             notes=tuple(plan.notes),
+            details=plan.details,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, JsonValue, ValidationError
 
 from slim_core.technique import StrictConfig
 from slim_prune.errors import PlanError
@@ -76,6 +76,7 @@ class PlanData(StrictConfig):
     inputs: Any = None
     outputs: list[Shape] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    details: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -1,9 +1,13 @@
-"""The recipe step ``prune.uniform``: plan under a budget, cut, fine-tune if asked."""
+"""Structured pruning as steps of a recipe: plan under a budget, cut, fine-tune if asked.
+
+:class:`StructuredPruning` does the work; a technique is a subclass that says how much is taken where. Not here: the
+allocations themselves, and schedules (``schedules/``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -11,13 +15,17 @@ from slim_core.registry import Registry
 from slim_core.technique import Run, StepResult, StrictConfig
 from slim_core.training.config import FitConfig
 from slim_core.workload import Workload
+from slim_prune import allocation as allocations
 from slim_prune import importance as importances
 from slim_prune.planning import check_numbers, plan
 from slim_prune.prune_plan import PrunePlan
 
+if TYPE_CHECKING:
+    from slim_prune.allocation import Allocation
 
-class UniformConfig(StrictConfig):
-    """Configuration of ``prune.uniform``.
+
+class StructuredConfig(StrictConfig):
+    """What every structured pruning step takes.
 
     Attributes:
         budget: bounds by cost model, shares or figures: ``{macs: 0.5}``, ``{params: 1.2M}``; several hold at once.
@@ -27,6 +35,7 @@ class UniformConfig(StrictConfig):
         ratios: shares of channels to keep by glob, fixed before the budget is met with the rest.
         round_to: kept channels are a multiple of this.
         min_channels: the least that a layer keeps, for all layers or by glob.
+        schedule: when the channels go; ``null``: all at once.
         fit: fine-tuning after the cut; ``null``: none.
     """
 
@@ -37,71 +46,130 @@ class UniformConfig(StrictConfig):
     ratios: dict[str, float] = Field(default_factory=dict)
     round_to: int = Field(8, ge=1)
     min_channels: int | dict[str, int] = 1
+    schedule: None = None
     fit: FitConfig | None = None
 
 
-class UniformPruning:
-    """Remove the least important channels, nearly the same share of every layer."""
+class StructuredPruning:
+    """Base of the structured techniques: a subclass names itself, its ``Config`` and its :meth:`allocation`."""
 
-    name: ClassVar[str] = "prune.uniform"
-    Config: ClassVar[type[UniformConfig]] = UniformConfig
+    name: ClassVar[str]
+    Config: ClassVar[type[StructuredConfig]] = StructuredConfig
+    #: Whether how many channels each layer keeps is the same whatever the weights and the data: only then does a
+    #: rehearsal know the structure that the next step will find.
+    rehearsed: ClassVar[bool] = False
 
-    @staticmethod
-    def check(config: UniformConfig, registry: Registry) -> None:
-        """Look the criterion's name up and check figures: called when a recipe is read, before anything runs."""
-        name = config.importance if isinstance(config.importance, str) else config.importance.get("name")
-        if isinstance(name, str):
-            registry.get("importances", name)
+    def allocation(self, config: Any) -> str | Mapping[str, Any] | Allocation:
+        """Return what decides how much is taken where: what :func:`slim_prune.plan` takes as ``allocation``."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, config: StructuredConfig, registry: Registry) -> None:
+        """Look names up and check figures: called when a recipe is read, before anything runs."""
+        importances.resolve(config.importance, registry)
+        allocations.resolve(cls().allocation(config), registry)
         check_numbers(config.ratios, config.round_to, config.min_channels)
 
-    def rehearse(self, workload: Workload, config: UniformConfig, run: Run) -> Workload:
-        """Plan and cut, before any training: what a budget and patterns come to hardly depends on the weights.
+    def rehearse(self, workload: Workload, config: StructuredConfig, run: Run) -> Workload | None:
+        """Plan and cut, before any training: what budgets and patterns come to hardly depends on the weights.
 
-        The channels are chosen by ``l1``, which needs no trained weights; that decides which ones go, not how many.
+        The channels are chosen by ``l1``, which needs neither data nor trained weights, the same share of every layer:
+        that shows whether the budget is in reach. The workload comes back where the structure is the same in the end.
 
         Raises:
             BudgetError: the budget is out of reach.
             PatternError: a pattern matches nothing.
         """
         importances.resolve(config.importance, run.registry)
-        planned = _plan(workload, config, "l1", run)
+        allocations.resolve(self.allocation(config), run.registry)
+        planned = planned_for(workload, config, run, importance="l1", allocation="uniform")
+        if not self.rehearsed:
+            return None
         return workload.with_model(planned.apply(workload.model), planned.transform())
 
-    def run(self, workload: Workload, config: UniformConfig, run: Run) -> StepResult:
-        planned = _plan(workload, config, config.importance, run)
+    def run(self, workload: Workload, config: StructuredConfig, run: Run) -> StepResult:
+        """Plan, keep the plan as ``plan.json`` in the step's folder, cut, and fine-tune."""
         run.folder.mkdir(parents=True, exist_ok=True)
+        planned = planned_for(workload, config, run, importance=config.importance, allocation=self.allocation(config))
         planned.save(run.folder / "plan.json")
         pruned = workload.with_model(planned.apply(workload.model), planned.transform())
-        reached, expected, notes = _sorted_notes(planned.notes, config.budget or {})
-        details: dict[str, Any] = {
-            "budget": reached,
-            "left alone as it must be": expected,
-            "channels": planned.summary(),
-            "before": dict(planned.before),
-            "after": dict(planned.after),
-        }
+        details, notes = report_of(planned, config)
         if config.fit is not None:
             from slim_core.training import fit
 
             result = fit(pruned, config.fit, run=run, inplace=True)
             pruned = result.workload
             details["history"] = [dict(row) for row in result.history]
-        return StepResult(pruned, details, tuple(notes))
+        return StepResult(pruned, details, notes)
 
 
-def _plan(workload: Workload, config: UniformConfig, importance: str | dict[str, Any], run: Run) -> PrunePlan:
+class UniformConfig(StructuredConfig):
+    """Configuration of ``prune.uniform``."""
+
+
+class UniformPruning(StructuredPruning):
+    """Remove the least important channels, nearly the same share of every layer."""
+
+    name: ClassVar[str] = "prune.uniform"
+    Config: ClassVar[type[StructuredConfig]] = UniformConfig
+    rehearsed: ClassVar[bool] = True
+
+    def allocation(self, config: UniformConfig) -> str:
+        return "uniform"
+
+
+def planned_for(
+    workload: Workload,
+    config: StructuredConfig,
+    run: Run,
+    *,
+    importance: Any,
+    allocation: str | Mapping[str, Any] | Allocation,
+    budget: Mapping[str, float | int | str] | None = None,
+) -> PrunePlan:
+    """Return the plan for a workload.
+
+    Args:
+        workload: what is pruned; its data and task serve criteria and allocations that look at them.
+        config: the step's configuration.
+        run: seed, folder, progress and registry.
+        importance: the criterion.
+        allocation: the allocation.
+        budget: instead of the configuration's.
+    """
     return plan(
         workload.model,
         workload.example_inputs,
-        config.budget,
+        config.budget if budget is None else budget,
         importance=importance,
+        allocation=allocation,
         include=config.include,
         exclude=config.exclude,
         ratios=config.ratios,
         round_to=config.round_to,
         min_channels=config.min_channels,
+        task=workload.task,
+        train=workload.train,
+        val=workload.val,
+        folder=run.folder,
+        seed=run.seed,
+        progress=run.progress,
         registry=run.registry,
     )
+
+
+def report_of(planned: PrunePlan, config: StructuredConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the details and notes of a step that carried ``planned`` out."""
+    reached, expected, notes = _sorted_notes(planned.notes, config.budget or {})
+    details: dict[str, Any] = {
+        "budget": reached,
+        "left alone as it must be": expected,
+        "channels": planned.summary(),
+        "before": dict(planned.before),
+        "after": dict(planned.after),
+        **planned.details,
+    }
+    return details, tuple(notes)
 
 
 def _sorted_notes(notes: Iterable[str], budget: Iterable[str]) -> tuple[list[str], list[str], list[str]]:

@@ -111,7 +111,7 @@ def _build(recipe: Recipe, registry: Registry) -> tuple[Workload, str]:
         lambda: registry.get("tasks", task_name)(**task_kwargs), f"task '{task_name}'", where(("workload", "task"))
     )
     builder = registry.get("models", spec.model)
-    kwargs = {**_fitting(builder, dataset), **spec.kwargs}
+    kwargs = {**fitting(builder, dataset), **spec.kwargs}
     workload = Workload(
         model=_make(lambda: builder(**kwargs), f"model '{spec.model}'", where(("workload", "model"))),
         example_inputs=dataset.example_inputs,
@@ -146,7 +146,7 @@ def _make(build: Callable[[], Any], what: str, where: str) -> Any:
         ) from error
 
 
-def _fitting(builder: Callable[..., Any], dataset: Any) -> dict[str, Any]:
+def fitting(builder: Callable[..., Any], dataset: Any) -> dict[str, Any]:
     """Return the arguments that make a model fit its data, where the builder takes them by name."""
     offered: dict[str, Any] = {}
     if dataset.num_classes is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from slim_prune.allocation.problem import Choice, Problem
+from slim_prune.context import Context
 
 _BISECTIONS = 20
 #: Repair goes on beyond one step above the common ratio while the result is further below the budget than this.
 _NEAR = 0.99
 
 
-def uniform(problem: Problem) -> dict[str, int]:
+def uniform(problem: Problem, context: Context | None = None) -> dict[str, int]:
     """Return the kept units per group: nearly the same ratio everywhere, within every bound.
 
     Groups with a ratio that the user fixed keep it. Without bounds the other groups keep everything.

@@ -1,0 +1,14 @@
+"""``slim prune``: the command line of slim-prune. One module per command, imported when it is run."""
+
+from __future__ import annotations
+
+from slim_core.cli.app import SlimGroup
+from slim_core.registry import Lazy
+
+prune = SlimGroup(
+    "prune",
+    help="Plan which channels to remove, remove them, and look at plans.",
+    no_args_is_help=True,
+)
+prune.add_lazy("plan", Lazy("slim_prune.cli.plan", "plan_command"), "Plan which channels to remove.")
+prune.add_lazy("show", Lazy("slim_prune.cli.show", "show_command"), "Show a written plan.")

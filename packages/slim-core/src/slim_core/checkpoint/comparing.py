@@ -117,7 +117,7 @@ def _compared(header: Header) -> dict[str, TensorRecord]:
 
 
 def _what(before: TensorRecord, after: TensorRecord) -> tuple[str, ...]:
-    names = ("role", "dtype", "shape", "frozen", "layout", "packing")
+    names = ("role", "dtype", "shape", "frozen", "layout", "packing", "sparse")
     found = [name for name in names if getattr(before, name) != getattr(after, name)]
     if before.sha256 != after.sha256:
         found.append("values")

@@ -16,7 +16,8 @@ from slim_core.checkpoint import limits
 from slim_core.checkpoint.container import Container, PathLike, Stored, located, opened, read_container
 from slim_core.checkpoint.node import Node
 from slim_core.checkpoint.packing import INTEGER_RANGE, Packing, packed_form, scale_shape
-from slim_core.checkpoint.schemes import SCHEMES, TRANSFORM, packing_of, schemes_of
+from slim_core.checkpoint.schemes import SCHEMES, TRANSFORM, hints_of, packing_of, schemes_of
+from slim_core.checkpoint.sparse import MAX_UNFOLD, Sparse, read_sparse, stored_bytes, unfolds
 from slim_core.checkpoint.strict_json import canonical, parse, shown
 from slim_core.errors import CheckpointError
 from slim_core.tensors import DTYPE_BYTES, TensorSpec
@@ -37,6 +38,8 @@ FIELDS = (
     "metrics",
 )  # fmt: skip
 LAYOUTS = ("channels_last", "channels_last_3d")
+#: dtypes of sparse tensors; those but the first may also be packed as integers
+FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class TensorRecord:
         frozen: a parameter that takes no gradient.
         layout: memory format of the tensor in the model, where it is not row-major.
         packing: how it was made integers, where it was.
+        sparse: how its elements are stored, where not all of them are.
     """
 
     role: str
@@ -59,6 +63,7 @@ class TensorRecord:
     frozen: bool = False
     layout: str | None = None
     packing: Packing | None = None
+    sparse: Sparse | None = None
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {
@@ -73,13 +78,15 @@ class TensorRecord:
             data["layout"] = self.layout
         if self.packing is not None:
             data["packing"] = self.packing.to_json()
+        if self.sparse is not None:
+            data["sparse"] = self.sparse.to_json()
         return data
 
     def written(self) -> dict[str, Any]:
         """Return what the file says of it: neither what its name, nor what its stored tensor or its scheme says."""
         data = self.to_json()
         data.pop("packing", None)
-        if self.packing is None:
+        if self.packing is None and self.sparse is None:
             del data["dtype"], data["shape"]
         if self.role != "buffer":
             del data["role"]
@@ -264,6 +271,7 @@ def header_of(container: Container) -> Header:
     transforms = tuple(_transform(node) for node in fields["transforms"].items(limits.MAX_TRANSFORMS))
     ties = tuple(_tie(node) for node in fields["ties"].items(limits.MAX_TENSORS))
     packings = _packings(fields["transforms"], transforms, ties)
+    hints_of(fields["transforms"], {})
     tensors = {
         name: _tensor(name, node, container.tensors, packings.pop(name, None))
         for name, node in fields["tensors"].mapping(limits.MAX_TENSORS)
@@ -329,8 +337,8 @@ def _packings(
 def _tensor(name: str, node: Node, stored: Mapping[str, Stored], packed: tuple[Node, Packing] | None) -> TensorRecord:
     if name not in stored:
         node.fail("it is described, but not stored")
-    told = () if packed is None else ("dtype", "shape")
-    fields = node.record(("sha256", *told), ("role", "frozen", "layout"))
+    unlike = packed is not None or (type(node.value) is dict and "sparse" in node.value)
+    fields = node.record(("sha256", *(("dtype", "shape") if unlike else ())), ("role", "frozen", "layout", "sparse"))
     role = next((role for role, prefix in ROLES.items() if prefix and name.startswith(prefix)), "parameter")
     if "role" in fields:
         if name.startswith(limits.RESERVED):
@@ -338,12 +346,13 @@ def _tensor(name: str, node: Node, stored: Mapping[str, Stored], packed: tuple[N
         role = fields["role"].choice(("buffer",))
     record = TensorRecord(
         role=role,
-        dtype=stored[name].dtype if packed is None else fields["dtype"].choice(DTYPE_BYTES),
-        shape=stored[name].shape if packed is None else fields["shape"].sizes(limits.MAX_DIMS, limits.MAX_SIZE),
+        dtype=fields["dtype"].choice(DTYPE_BYTES) if unlike else stored[name].dtype,
+        shape=fields["shape"].sizes(limits.MAX_DIMS, limits.MAX_SIZE) if unlike else stored[name].shape,
         sha256=fields["sha256"].text(limits.SHA256, "a SHA-256 in hex"),
         frozen="frozen" in fields,
         layout=fields["layout"].choice(LAYOUTS) if "layout" in fields else None,
         packing=None if packed is None else packed[1],
+        sparse=read_sparse(fields["sparse"]) if "sparse" in fields else None,
     )
     if "frozen" in fields and (fields["frozen"].truth() is not True or role != "parameter"):
         fields["frozen"].fail("only parameters have it, and only as true")
@@ -351,6 +360,8 @@ def _tensor(name: str, node: Node, stored: Mapping[str, Stored], packed: tuple[N
         fields["layout"].fail(f"a tensor with {len(record.shape)} dimensions cannot have it")
     if packed is not None and role not in ("parameter", "buffer"):
         packed[0].fail("only parameters and buffers of the state dict are packed")
+    if record.sparse is not None and role not in ("parameter", "buffer"):
+        fields["sparse"].fail("only parameters and buffers of the state dict are sparse")
     return record
 
 
@@ -490,15 +501,20 @@ def _check_record(header: Header, name: str, record: TensorRecord) -> None:
     prefix = ROLES[record.role]
     if not name.startswith(prefix) or (not prefix and name.startswith(limits.RESERVED)) or name == prefix:
         raise CheckpointError(f"its name does not go with the role {record.role}", field=f"{where}.role")
-    stored = header.stored[name]
-    if record.packing is None:
+    if record.packing is None and record.sparse is None:
         return
-    if record.dtype not in ("float32", "float16", "bfloat16"):
-        raise CheckpointError(f"a packed tensor is a float tensor, not {record.dtype}", field=f"{where}.dtype")
-    if (stored.dtype, stored.shape) != packed_form(record.packing, record.shape):
-        raise CheckpointError("the stored tensor does not have the shape of this packing", field=f"{where}.packing")
+    word, allowed = ("sparse", FLOATS) if record.packing is None else ("packed", FLOATS[1:])
+    if record.dtype not in allowed:
+        raise CheckpointError(f"a {word} tensor is a float tensor, not {record.dtype}", field=f"{where}.dtype")
     if math.prod(record.shape) * DTYPE_BYTES[record.dtype] > limits.MAX_BYTES:
         raise CheckpointError("it is larger than any tensor that may be stored", field=f"{where}.shape")
+    stored = header.stored[name]
+    if record.sparse is not None:
+        _check_sparse(record, record.sparse, stored, f"{where}.sparse")
+    elif record.packing is not None and (stored.dtype, stored.shape) != packed_form(record.packing, record.shape):
+        raise CheckpointError("the stored tensor does not have the shape of this packing", field=f"{where}.packing")
+    if record.packing is None:
+        return
     expected = scale_shape(record.packing, record.shape, f"{where}.packing")
     for key, item in (("scale", record.packing.scale), ("zero_point", record.packing.zero_point)):
         if item is None:
@@ -516,6 +532,24 @@ def _check_record(header: Header, name: str, record: TensorRecord) -> None:
             )
         if other.dtype not in (("float32",) if key == "scale" else INTEGER_RANGE):
             raise CheckpointError(f"'{item}' has the dtype {other.dtype}", field=f"{where}.packing.{key}")
+
+
+def _check_sparse(record: TensorRecord, sparse: Sparse, stored: Stored, field: str) -> None:
+    """Check, before anything is read, that the stored bytes are as many as this form makes, and what they unfold to."""
+    size = stored_bytes(sparse, record.shape, element_bits(record.dtype, record.packing), field)
+    if (stored.dtype, stored.shape) != ("uint8", (size,)):
+        raise CheckpointError(
+            f"this form makes {size} bytes; the stored tensor has {list(stored.shape)} of {stored.dtype}", field=field
+        )
+    if not unfolds(math.prod(record.shape), 8 * DTYPE_BYTES[record.dtype], size):
+        raise CheckpointError(f"it unfolds to more than {MAX_UNFOLD} times its {size} bytes", field=field)
+
+
+def element_bits(dtype: str, packing: Packing | None) -> int:
+    """Return the bits of a stored element: of a float, or of the integer that it became."""
+    if packing is None:
+        return 8 * DTYPE_BYTES[dtype]
+    return 4 if packing.packing == "int4" else 8
 
 
 def _check_example(header: Header, example: InputRecord, where: str) -> None:

@@ -1,6 +1,7 @@
 """The quantization schemes that transforms record, and the ``Packing`` of a tensor that one makes. No torch.
 
 Reading and writing share this: which tensors are packed, and how, stands in the transforms' ``data["schemes"]`` alone.
+Which tensors a writer tries to store sparse, and with what pattern, stands in their ``data["sparse"]``.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from collections.abc import Container, Mapping
 from slim_core.checkpoint import limits
 from slim_core.checkpoint.node import Node
 from slim_core.checkpoint.packing import PACKINGS, Packing
+from slim_core.checkpoint.sparse import Sparse, read_hint
 from slim_core.checkpoint.strict_json import shown
 
 SCHEMES = "schemes"
+SPARSE = "sparse"
 TRANSFORM = f"{limits.RESERVED}transform/"
 _GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 
@@ -33,6 +36,25 @@ def schemes_of(transforms: Node, first: Mapping[str, str]) -> dict[str, tuple[in
         if SCHEMES in data.value:
             for name, scheme in data.child(SCHEMES).mapping(limits.MAX_TENSORS):
                 found[first.get(name, name)] = index, scheme
+    return found
+
+
+def hints_of(transforms: Node, first: Mapping[str, str]) -> dict[str, Sparse | None]:
+    """Return name in the model -> the pattern of its zeros, ``None`` for none; a later transform's hint counts.
+
+    Args:
+        transforms: a list of objects with ``data``.
+        first: tied name -> the name that it is stored under.
+
+    Raises:
+        CheckpointError: what stands under ``sparse`` is not a mapping from names to patterns.
+    """
+    found: dict[str, Sparse | None] = {}
+    for item in transforms.items(limits.MAX_TRANSFORMS):
+        data = item.child("data")
+        if SPARSE in data.value:
+            for name, hint in data.child(SPARSE).mapping(limits.MAX_TENSORS):
+                found[first.get(name, name)] = read_hint(hint)
     return found
 
 

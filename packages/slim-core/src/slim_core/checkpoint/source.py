@@ -18,7 +18,9 @@ from torch import Tensor
 
 from slim_core.checkpoint.checking import batches, damaged
 from slim_core.checkpoint.header import STATE_ROLES, Header
+from slim_core.checkpoint.packing import packed_form
 from slim_core.checkpoint.quantized import from_integers
+from slim_core.checkpoint.sparse_tensors import from_sparse
 from slim_core.errors import CheckpointError
 
 _CHUNK = 2**20
@@ -64,6 +66,12 @@ class Source:
         """
         names = [name for name, record in self._header.tensors.items() if record.role in STATE_ROLES]
         tensors = self.read(names, mapped=True)
+        for name in names:
+            record = self._header.tensors[name]
+            if record.sparse is not None:
+                dense = record.dtype if record.packing is None else packed_form(record.packing, record.shape)[0]
+                dtype = getattr(torch, dense)
+                tensors[name] = from_sparse(tensors[name], record.packing, record.shape, dtype, record.sparse, name)
         known = {**scales, **tensors}
         for name in names:
             record = self._header.tensors[name]

@@ -16,6 +16,7 @@ from slim_core.checkpoint import limits
 from slim_core.checkpoint.container import Container, PathLike, Stored, encode_header, lay_out
 from slim_core.checkpoint.examples import dtype_name, record_of, take_apart, values_for
 from slim_core.checkpoint.header import (
+    FLOATS,
     ROLES,
     BuilderRecord,
     Header,
@@ -23,13 +24,16 @@ from slim_core.checkpoint.header import (
     ParityRecord,
     TensorRecord,
     TransformRecord,
+    element_bits,
     header_of,
 )
 from slim_core.checkpoint.node import Node
 from slim_core.checkpoint.packing import packed_form, scale_shape
 from slim_core.checkpoint.parity import choose, record_outputs
 from slim_core.checkpoint.quantized import to_integers
-from slim_core.checkpoint.schemes import packing_of, schemes_of
+from slim_core.checkpoint.schemes import hints_of, packing_of, schemes_of
+from slim_core.checkpoint.sparse import Sparse, stored_bytes
+from slim_core.checkpoint.sparse_tensors import sparse_form, to_sparse
 from slim_core.checkpoint.state import Entry, plain_model, state_of
 from slim_core.checkpoint.strict_json import plain, shown
 from slim_core.errors import CheckpointError
@@ -88,13 +92,16 @@ def save(
     parts = _Parts()
     transforms = [_transform(item, index, parts) for index, item in enumerate(workload.transforms)]
     first = {name: names[0] for names in ties for name in names}
-    schemes = schemes_of(Node([{"data": item.data} for item in transforms], "transforms"), first)
+    node = Node([{"data": item.data} for item in transforms], "transforms")
+    schemes, hints = schemes_of(node, first), hints_of(node, first)
     known = _companions(entries, workload.transforms)
     for entry in entries:
         if entry.name in schemes:
             _add_packed(entry, *schemes[entry.name], transforms, first, known, parts)
         else:
             parts.add(f"{ROLES[entry.role]}{entry.name}", entry.role, entry.tensor, **_more(entry))
+        if entry.name in hints and entry.role in ("parameter", "buffer"):
+            _try_sparse(entry, hints[entry.name], parts)
     left = schemes.keys() - {entry.name for entry in entries}
     if left:
         name = min(left)
@@ -191,6 +198,24 @@ def _add_packed(
     parts.records[entry.name] = TensorRecord(entry.role, dtype, shape, limits.PENDING, packing=packing, **_more(entry))
     parts.forms[entry.name] = packed_form(packing, shape)
     parts.make[entry.name] = lambda: integers
+
+
+def _try_sparse(entry: Entry, hint: Sparse | None, parts: _Parts) -> None:
+    """Store the tensor sparse where that takes fewer bytes. Counted now, packed when it is written."""
+    record, make, shape = parts.records[entry.name], parts.make[entry.name], tuple(entry.tensor.shape)
+    if record.dtype not in FLOATS:
+        return
+
+    def stored() -> Tensor:
+        return make().detach().cpu().contiguous()
+
+    sparse = sparse_form(stored(), record.packing, shape, hint)
+    if sparse is None:
+        return
+    size = stored_bytes(sparse, shape, element_bits(record.dtype, record.packing), f"tensors.{entry.name}")
+    parts.records[entry.name] = replace(record, sparse=sparse)
+    parts.forms[entry.name] = "uint8", (size,)
+    parts.make[entry.name] = lambda: to_sparse(stored(), record.packing, shape, sparse)
 
 
 def _more(entry: Entry) -> dict[str, Any]:

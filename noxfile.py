@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -196,9 +197,10 @@ def isolated(session: nox.Session) -> None:
             python = str(folder / "bin" / "python")
             tests_need = test_requirements(package)
             # siblings that the package declares are given as files: an index has no development versions of them
-            siblings = {"slim-core", package, *(name for name in PACKAGES if name in tests_need)}
+            named = {re.match(r"[A-Za-z0-9-]+", requirement)[0] for requirement in tests_need}
+            siblings = {"slim-core", package, *(name for name in PACKAGES if name in named)}
             files = [str(next(wheels.glob(f"{name.replace('-', '_')}-*.whl"))) for name in sorted(siblings)]
-            others = [requirement for requirement in tests_need if requirement not in siblings]
+            others = [requirement for requirement in tests_need if not requirement.startswith("slim-")]
             session.run(python, "-m", "pip", "install", "-q", *CONSTRAINTS, *files, *others, external=True)
             session.run(python, "-m", "pytest", "-m", "not long", "-p", "no:cacheprovider", f"packages/{package}/tests",
                         *arguments, env=one_thread(), external=True)  # fmt: skip

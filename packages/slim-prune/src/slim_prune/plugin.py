@@ -14,14 +14,25 @@ if TYPE_CHECKING:
 
 #: slim-prune's own importance criteria; ``slim_prune.importance`` reads the same table.
 IMPORTANCES = {
+    "activation": Lazy("slim_prune.importance.activation", "Activation"),
+    "apoz": Lazy("slim_prune.importance.activation", "APoZ"),
+    "bn_scale": Lazy("slim_prune.importance.norms", "BNScale"),
+    "fisher": Lazy("slim_prune.importance.gradients", "Fisher"),
+    "fpgm": Lazy("slim_prune.importance.geometry", "fpgm"),
+    "hessian": Lazy("slim_prune.importance.hessian", "Hessian"),
     "l1": Lazy("slim_prune.importance.magnitude", "l1"),
     "l2": Lazy("slim_prune.importance.magnitude", "l2"),
+    "lamp": Lazy("slim_prune.importance.magnitude", "lamp"),
+    "lp": Lazy("slim_prune.importance.magnitude", "Lp"),
     "random": Lazy("slim_prune.importance.random", "random"),
+    "taylor": Lazy("slim_prune.importance.gradients", "Taylor"),
 }
 
 #: slim-prune's own allocations; ``slim_prune.allocation`` reads the same table.
 ALLOCATIONS = {
     "uniform": Lazy("slim_prune.allocation.uniform", "uniform"),
+    "global": Lazy("slim_prune.allocation.global_", "rank_globally"),
+    "latency": Lazy("slim_prune.allocation.latency", "within_latency"),
 }
 
 
@@ -37,6 +48,8 @@ def slim_add_hookspecs(pluginmanager: pluggy.PluginManager, registry: Registry) 
 @hookimpl
 def slim_register_techniques(register: Register) -> None:
     register("prune.uniform", Lazy("slim_prune.technique", "UniformPruning"))
+    register("prune.global", Lazy("slim_prune.techniques", "GlobalPruning"))
+    register("prune.latency", Lazy("slim_prune.techniques", "LatencyPruning"))
 
 
 @hookimpl

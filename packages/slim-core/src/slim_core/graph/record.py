@@ -101,7 +101,7 @@ class Attempt:
         rules: see :func:`record`.
         cuts: kept indices of parameters and buffers: the forward runs on the smaller tensors.
         edits: attributes to set for the run.
-        observer: called with each node as it is recorded; may raise.
+        observer: called with each node as it is recorded, while ``recorder.result`` is what it returned; may raise.
         locate: whether nodes get their module and source line.
     """
 
@@ -242,6 +242,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: list[Any] = []
         self._foreign: dict[int, tuple[Tensor, Tensor]] = {}
         self.contents: dict[int, Any] = {}
+        #: what the operator returned whose node the observer is called with
+        self.result: Any = None
 
     def add(self, tensor: Tensor, kind: ValueKind, names: tuple[str, ...] = ()) -> int:
         """Make a value of ``tensor`` and return its number."""
@@ -306,7 +308,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node = Node(len(self.nodes), info.name, encoded, outputs, module, source)
         self.nodes.append(node)
         if self._attempt.observer is not None:
+            self.result = result
             self._attempt.observer(node, self)
+            self.result = None
         return result
 
     def _describe(self, func: Any) -> _OpInfo:

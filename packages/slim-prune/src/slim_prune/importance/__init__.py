@@ -7,55 +7,114 @@ An importance criterion is a function::
 
 ``tensors`` holds the model's parameters and buffers by state-dict name, detached. A criterion looks at **all** members
 of the group, because a unit is removed from all of them: :func:`slim_prune.importance.aggregate.over_members` does
-the bookkeeping. Not here: how many units to remove (``slim_prune.allocation``).
+the bookkeeping.
+
+A criterion that looks at more than weights is an object with a method ``prepare(context: Context) -> Importance``,
+which is called once per plan, before anything is scored; :mod:`slim_prune.importance.passes` runs the model on the
+context's data without leaving a trace in it. It is registered as a class; the keyword arguments of its ``__init__`` are
+its options. Not here: how many units to remove (``slim_prune.allocation``).
 """
 
 from __future__ import annotations
 
+import inspect
+import typing
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from slim_core.errors import SlimError
 from slim_core.graph.types import ChannelGroup
 from slim_prune.costs import installed
 from slim_prune.errors import PlanError
+from slim_prune.named import label_of, split, with_options
 from slim_prune.plugin import IMPORTANCES
 
 if TYPE_CHECKING:
     from slim_core.registry import Registry
+    from slim_core.workload import Workload
+    from slim_prune.context import Context
 
 Importance = Callable[[ChannelGroup, Mapping[str, Tensor]], Tensor]
 
 
+class NeedsData(Protocol):
+    """A criterion that is made ready with the surroundings of a plan.
+
+    Attributes:
+        needs: what the caller must give, of ``"task"``, ``"train"`` and ``"val"``. Optional; recipes check it before
+            anything runs.
+    """
+
+    needs: tuple[str, ...]
+
+    def prepare(self, context: Context) -> Importance:
+        """Look at the model and its data, and return the function that scores groups. Called once per plan."""
+
+
 def resolve(
-    importance: str | Mapping[str, Any] | Importance, registry: Registry | None = None
+    importance: str | Mapping[str, Any] | Importance | NeedsData, registry: Registry | None = None
 ) -> tuple[str, Importance]:
-    """Return name and function of a criterion.
+    """Return name and function of a criterion; of one that needs data, the object that has yet to be prepared.
 
     Args:
-        importance: a registered name, ``{"name": "l1", "normalize": "max"}`` with the criterion's own options, or a
-            function.
+        importance: a registered name, ``{"name": "l1", "normalize": "max"}`` with the criterion's own options, a
+            function, or an object with a method ``prepare``.
         registry: where names are looked up; without one the built-in names are found at once, and others among all
             installed plugins.
 
     Raises:
         UnknownNameError: nobody registered the name.
+        SlimError: the criterion takes no such option, or not with this value; says which it takes.
     """
-    if isinstance(importance, str):
-        return importance, _by_name(importance, registry)
-    if isinstance(importance, Mapping):
-        options = dict(importance)
-        name = options.pop("name", None)
-        if not isinstance(name, str):
-            raise SlimError("an importance with options needs a name", hint="write {'name': 'l1', 'normalize': 'max'}")
-        label = name + "(" + ", ".join(f"{key}={value!r}" for key, value in options.items()) + ")"
-        return label, partial(_by_name(name, registry), **options)
-    return getattr(importance, "__name__", type(importance).__name__), importance
+    if not isinstance(importance, str | Mapping):
+        return label_of(importance), typing.cast(Importance, importance)
+    name, options = split(importance, "an importance", "{'name': 'l1', 'normalize': 'max'}")
+    registered = _by_name(name, registry)
+    label, function = with_options(name, registered, options, "importance")
+    if options:
+        _check_values(name, registered, options)
+    return label, function() if inspect.isclass(registered) else function
+
+
+def check(importance: str | Mapping[str, Any], registry: Registry | None = None) -> None:
+    """Check name, options and values of a criterion, before there is any model.
+
+    Raises:
+        UnknownNameError: nobody registered the name.
+        SlimError: the criterion takes no such option, or not with this value; says which it takes.
+    """
+    resolve(importance, registry)
+
+
+def check_data(label: str, criterion: Any, workload: Workload) -> None:
+    """Check that a workload has what a criterion needs, before any long work begins.
+
+    Args:
+        label: the criterion's name.
+        criterion: what :func:`resolve` returned.
+        workload: task, training and validation data.
+
+    Raises:
+        PlanError: something is missing; says what.
+    """
+    missing = [name for name in getattr(criterion, "needs", ()) if getattr(workload, name, None) is None]
+    if missing:
+        raise no_data(label, missing)
+
+
+def no_data(label: str, missing: list[str]) -> PlanError:
+    """Return the error of a criterion that was given no ``task``, ``train`` or ``val``."""
+    words = {"task": "a task", "train": "training data", "val": "validation data"}
+    return PlanError(
+        f"importance '{label}' needs {' and '.join(words.get(name, name) for name in missing)}: there is none",
+        hint=f"pass {', '.join(f'{name}=…' for name in missing)} to slim_prune.plan; a recipe's workload, and "
+        "`slim prune plan --data NAME`, bring them; 'l1' needs none",
+    )
 
 
 def score(name: str, function: Importance, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> NDArray[np.float64]:
@@ -68,7 +127,7 @@ def score(name: str, function: Importance, group: ChannelGroup, tensors: Mapping
         scores = function(group, tensors)
     except NotImplementedError as error:  # what torch raises where data of a meta tensor is asked for
         if any(tensors[member.name].is_meta for member in group.members if member.name in tensors):
-            raise _no_weights(name, group) from error
+            raise no_weights(name, f"channel group '{group.name}'") from error
         raise
     if not isinstance(scores, Tensor) or tuple(scores.shape) != (group.units,):
         got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
@@ -77,7 +136,7 @@ def score(name: str, function: Importance, group: ChannelGroup, tensors: Mapping
             where=f"channel group '{group.name}'",
         )
     if scores.is_meta:
-        raise _no_weights(name, group)
+        raise no_weights(name, f"channel group '{group.name}'")
     values = scores.detach().double().cpu().numpy()
     if not np.isfinite(values).all():
         raise PlanError(
@@ -88,17 +147,53 @@ def score(name: str, function: Importance, group: ChannelGroup, tensors: Mapping
     return values
 
 
-def _no_weights(name: str, group: ChannelGroup) -> PlanError:
+def no_weights(name: str, where: str | None = None) -> PlanError:
+    """Return the error of a criterion that was given a model on the meta device."""
     return PlanError(
         f"importance '{name}' needs weights, and the model is on the meta device",
-        where=f"channel group '{group.name}'",
+        where=where,
         hint="load the weights first, or use importance='random'",
     )
 
 
-def _by_name(name: str, registry: Registry | None) -> Importance:
+def _by_name(name: str, registry: Registry | None) -> Any:
     if registry is None:
         if name in IMPORTANCES:
-            return IMPORTANCES[name].resolve()  # type: ignore[no-any-return]
+            return IMPORTANCES[name].resolve()
         registry = installed()
-    return registry.get("importances", name)  # type: ignore[no-any-return]
+    return registry.get("importances", name)
+
+
+def _check_values(name: str, registered: Any, options: Mapping[str, Any]) -> None:
+    """Compare options with the annotations of a criterion; what has none, or none that can be read, is let through."""
+    try:
+        hints = typing.get_type_hints(registered.__init__ if inspect.isclass(registered) else registered)
+    except (NameError, TypeError, AttributeError):
+        return
+    for key, value in options.items():
+        if key not in hints:
+            continue
+        try:
+            TypeAdapter(hints[key], config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError as error:
+            raise SlimError(
+                f"importance '{name}': {key}={value!r} is not possible: {error.errors()[0]['msg'].lower()}",
+                hint=_said_of(registered, key),
+            ) from None
+        except TypeError:  # an annotation that pydantic makes nothing of
+            continue
+
+
+def _said_of(registered: Any, key: str) -> str | None:
+    """Return what a criterion's docstring says of an option, if it does."""
+    lines = iter((inspect.getdoc(registered) or "").splitlines())
+    for line in lines:
+        if line.strip().startswith(f"{key}:"):
+            found = [line.strip()]
+            indent = len(line) - len(line.lstrip())
+            for more in lines:
+                if not more.strip() or len(more) - len(more.lstrip()) <= indent:
+                    break
+                found.append(more.strip())
+            return " ".join(found)
+    return None

@@ -5,8 +5,8 @@ Not here: which numbers (``magnitude.py`` and the other criteria).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from torch import Tensor
 from slim_core.errors import SlimError
 from slim_core.graph.types import ChannelGroup, Member
 
-Normalize = Literal["mean", "max", "sum", "none"]
+#: What brings the members of a group to one scale; see :func:`normalized`.
+Normalize = Literal["mean", "max", "sum", "minmax", "gaussian", "lamp", "none"]
+#: How the scores of the members become one; see :func:`combined`.
+Aggregate = Literal["mean", "sum", "max", "prod", "first"]
 Measure = Callable[[Tensor, int], Tensor]
 Scores = NDArray[np.float64]
 
@@ -26,6 +29,12 @@ _SCALES: Mapping[str, Callable[[Scores], float]] = {
     "max": lambda scores: float(scores.max()),
     "sum": lambda scores: float(scores.sum()),
     "none": lambda scores: 1.0,
+}
+_COMBINED: Mapping[str, Callable[[Scores], Scores]] = {
+    "sum": lambda table: table.sum(0),
+    "max": lambda table: table.max(0),
+    "prod": lambda table: table.prod(0),
+    "first": lambda table: table[0],
 }
 
 #: What says nothing about how much a channel matters: offsets and statistics.
@@ -116,28 +125,102 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def over_members(
-    group: ChannelGroup, tensors: Mapping[str, Tensor], measure: Measure, *, normalize: Normalize = "mean"
+    group: ChannelGroup,
+    tensors: Mapping[str, Tensor],
+    measure: Measure,
+    *,
+    normalize: Normalize = "mean",
+    aggregate: Aggregate = "mean",
 ) -> Tensor:
-    """Score every member with ``measure``, bring the members to one scale, and average them: ``(units,)``, float64.
+    """Score every member with ``measure``, bring the members to one scale, and make one score of them: ``(units,)``.
 
     Args:
         group: the channel group.
         tensors: parameters and buffers by name.
         measure: ``(tensor, dim) -> (tensor.shape[dim],)``: one non-negative number per index. A function of a module
             rather than a lambda is called once per tensor and dimension, however many groups ask.
-        normalize: what a member's scores are divided by before averaging, so that a wide layer does not drown a narrow
-            one: their mean, maximum or sum, or nothing.
+        normalize: what brings the members to one scale, so that a wide layer does not drown a narrow one; see
+            :func:`normalized`.
+        aggregate: how the members' scores become one; see :func:`combined`.
     """
-    if normalize not in _SCALES:
-        raise SlimError(f"unknown normalization {normalize!r}", hint=f"one of {', '.join(_SCALES)}")
+    check_names(normalize, aggregate)
     memo = tensors if isinstance(tensors, Tensors) else Tensors(tensors)
-    total = np.zeros(group.units)
     members = scored_members(group, tensors)
     if not members:
-        raise SlimError("nothing to score: no member of the group has weights", where=f"channel group '{group.name}'")
-    for member, _ in members:
-        scores = memo.measured(measure, member.name, member.dim)[member.indices]
-        scores = scores.sum(1) if scores.shape[1] > 1 else scores[:, 0]
-        scale = _SCALES[normalize](scores)
-        total += scores / scale if scale > 0 else 0.0
-    return torch.from_numpy(total / len(members))
+        raise nothing_to_score(group)
+    scored = ((member, unit_sums(member, memo.measured(measure, member.name, member.dim))) for member, _ in members)
+    return combined(group, scored, normalize=normalize, aggregate=aggregate)
+
+
+def unit_sums(member: Member, values: Scores) -> Scores:
+    """Return one number per unit from one per index of the member's dimension: those of each unit are added."""
+    scores = values[member.indices]
+    return scores.sum(1) if scores.shape[1] > 1 else scores[:, 0]
+
+
+def combined(
+    group: ChannelGroup,
+    scored: Iterable[tuple[Member, Scores]],
+    *,
+    normalize: Normalize = "mean",
+    aggregate: Aggregate = "mean",
+    signed: bool = False,
+) -> Tensor:
+    """Bring the scores of several members to one scale and make one score per unit of them: ``(units,)``, float64.
+
+    Args:
+        group: the channel group.
+        scored: the members with their scores, ``(units,)`` each.
+        normalize: see :func:`normalized`.
+        aggregate: ``"mean"``, ``"sum"``, ``"max"`` or ``"prod"`` over the members, or ``"first"``: only the first
+            member that makes the channels counts, as if nothing were coupled to it.
+        signed: scores may be negative; a scale is then that of their absolute values.
+    """
+    if aggregate == "mean" and normalize in _SCALES and not signed:
+        total, count, scale_of = np.zeros(group.units), 0, _SCALES[normalize]
+        for _, scores in scored:
+            scale = scale_of(scores)
+            total += scores / scale if scale > 0 else 0.0
+            count += 1
+        return torch.from_numpy(total / max(count, 1))
+    parts = list(scored)
+    if aggregate == "first":
+        parts = [next((part for part in parts if part[0].kind == "out"), parts[0])]
+    table = np.stack([normalized(scores, normalize, signed=signed) for _, scores in parts])
+    return torch.from_numpy(table.mean(0) if aggregate == "mean" else _COMBINED[aggregate](table))
+
+
+def normalized(scores: Scores, how: Normalize, *, signed: bool = False) -> Scores:
+    """Bring the scores of one member (or of one group) to a common scale.
+
+    ``"mean"``, ``"max"`` and ``"sum"`` divide by that figure; ``"minmax"`` maps the range onto 0 to 1; ``"gaussian"``
+    gives zero mean and unit standard deviation; ``"lamp"`` divides each by the sum of all that are not smaller (Lee et
+    al. 2021, arXiv:2010.07611), which makes scores of different layers comparable; ``"none"`` leaves them. Scores that
+    are all alike become zero where there is nothing to divide by.
+    """
+    if how in _SCALES:
+        scale = _SCALES[how](np.abs(scores) if signed else scores)
+        return scores / scale if scale > 0 else np.zeros_like(scores)
+    if how == "lamp":
+        order = np.argsort(scores, kind="stable")
+        ascending = scores[order]
+        tail = np.cumsum(ascending[::-1])[::-1]
+        result = np.empty_like(scores)
+        result[order] = np.divide(ascending, tail, out=np.zeros_like(tail), where=tail > 0)
+        return result
+    start, scale = (scores.mean(), scores.std()) if how == "gaussian" else (scores.min(), np.ptp(scores))
+    return (scores - start) / scale if scale > 0 else np.zeros_like(scores)
+
+
+def check_names(normalize: str, aggregate: str = "mean") -> None:
+    """Raise ``SlimError`` for a normalization or aggregation that there is not."""
+    for what, name, known in (
+        ("normalization", normalize, get_args(Normalize)),
+        ("aggregation over members", aggregate, get_args(Aggregate)),
+    ):
+        if name not in known:
+            raise SlimError(f"unknown {what} {name!r}", hint=f"one of {', '.join(known)}")
+
+
+def nothing_to_score(group: ChannelGroup) -> SlimError:
+    return SlimError("nothing to score: no member of the group has weights", where=f"channel group '{group.name}'")

@@ -80,7 +80,8 @@ class StructuredPruning:
             BudgetError: the budget is out of reach.
             PatternError: a pattern matches nothing.
         """
-        importances.resolve(config.importance, run.registry)
+        criterion = importances.resolve(config.importance, run.registry)
+        importances.check_data(*criterion, task=workload.task, train=workload.train, val=workload.val)
         allocations.resolve(self.allocation(config), run.registry)
         planned = planned_for(workload, config, run, importance="l1", allocation="uniform")
         if not self.rehearsed:

@@ -36,7 +36,7 @@ from slim_prune.plugin import IMPORTANCES
 
 if TYPE_CHECKING:
     from slim_core.registry import Registry
-    from slim_core.workload import Workload
+    from slim_core.workload import DataSource, Task
     from slim_prune.context import Context
 
 Importance = Callable[[ChannelGroup, Mapping[str, Tensor]], Tensor]
@@ -91,18 +91,28 @@ def check(importance: str | Mapping[str, Any], registry: Registry | None = None)
     resolve(importance, registry)
 
 
-def check_data(label: str, criterion: Any, workload: Workload) -> None:
-    """Check that a workload has what a criterion needs, before any long work begins.
+def check_data(
+    label: str,
+    criterion: Any,
+    *,
+    task: Task | None = None,
+    train: DataSource | None = None,
+    val: DataSource | None = None,
+) -> None:
+    """Check that there is what a criterion needs, before any long work begins.
 
     Args:
         label: the criterion's name.
         criterion: what :func:`resolve` returned.
-        workload: task, training and validation data.
+        task: loss and metrics, if there are any.
+        train: training batches, if there are any.
+        val: validation batches, if there are any.
 
     Raises:
         PlanError: something is missing; says what.
     """
-    missing = [name for name in getattr(criterion, "needs", ()) if getattr(workload, name, None) is None]
+    given = {"task": task, "train": train, "val": val}
+    missing = [name for name in getattr(criterion, "needs", ()) if given.get(name) is None]
     if missing:
         raise no_data(label, missing)
 

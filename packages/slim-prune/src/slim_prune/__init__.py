@@ -17,18 +17,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from slim_prune.compose import compose as compose
     from slim_prune.errors import PlanError as PlanError
+    from slim_prune.evolution.result import SearchResult as SearchResult
+    from slim_prune.evolution.search import search as search
     from slim_prune.planning import plan as plan
     from slim_prune.prune_plan import PrunePlan as PrunePlan
     from slim_prune.recalibration import recalibrate as recalibrate
     from slim_prune.rollback import Rollback as Rollback
+    from slim_prune.schedules.gradual import GradualPruning as GradualPruning
+    from slim_prune.schedules.iterative import prune_iteratively as prune_iteratively
+    from slim_prune.schedules.masks import MaskCallback as MaskCallback
+    from slim_prune.schedules.soft import SoftPruning as SoftPruning
+    from slim_prune.schedules.stepwise import Stepwise as Stepwise
 
 _LAZY = {
+    "GradualPruning": "slim_prune.schedules.gradual",
+    "MaskCallback": "slim_prune.schedules.masks",
     "PlanError": "slim_prune.errors",
     "PrunePlan": "slim_prune.prune_plan",
     "Rollback": "slim_prune.rollback",
+    "SearchResult": "slim_prune.evolution.result",
+    "SoftPruning": "slim_prune.schedules.soft",
+    "Stepwise": "slim_prune.schedules.stepwise",
+    "compose": "slim_prune.compose",
     "plan": "slim_prune.planning",
+    "prune_iteratively": "slim_prune.schedules.iterative",
     "recalibrate": "slim_prune.recalibration",
+    "search": "slim_prune.evolution.search",
 }
 
 __all__ = [*_LAZY]

@@ -31,6 +31,7 @@ IMPORTANCES = {
 #: slim-prune's own allocations; ``slim_prune.allocation`` reads the same table.
 ALLOCATIONS = {
     "uniform": Lazy("slim_prune.allocation.uniform", "uniform"),
+    "evolution": Lazy("slim_prune.allocation.evolution", "evolution"),
     "global": Lazy("slim_prune.allocation.global_", "rank_globally"),
     "latency": Lazy("slim_prune.allocation.latency", "within_latency"),
 }
@@ -48,6 +49,7 @@ def slim_add_hookspecs(pluginmanager: pluggy.PluginManager, registry: Registry) 
 @hookimpl
 def slim_register_techniques(register: Register) -> None:
     register("prune.uniform", Lazy("slim_prune.technique", "UniformPruning"))
+    register("prune.evolution", Lazy("slim_prune.evolution.technique", "EvolutionPruning"))
     register("prune.global", Lazy("slim_prune.techniques", "GlobalPruning"))
     register("prune.latency", Lazy("slim_prune.techniques", "LatencyPruning"))
 

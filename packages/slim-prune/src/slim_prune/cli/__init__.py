@@ -11,4 +11,5 @@ prune = SlimGroup(
     no_args_is_help=True,
 )
 prune.add_lazy("plan", Lazy("slim_prune.cli.plan", "plan_command"), "Plan which channels to remove.")
+prune.add_lazy("search", Lazy("slim_prune.cli.search", "search_command"), "Search for channels by scoring pruned copies.")
 prune.add_lazy("show", Lazy("slim_prune.cli.show", "show_command"), "Show a written plan.")

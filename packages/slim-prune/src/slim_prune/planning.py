@@ -109,6 +109,7 @@ def plan(
     check_numbers(ratios or {}, round_to, min_channels)
     models = cost_models([*(bound.cost for bound in bounds), *_REPORTED], registry)
     label, criterion = importances.resolve(importance, registry)
+    importances.check_data(label, criterion, task=task, train=train, val=val)
     allocation_label, allocate = allocations.resolve(allocation, registry)
     model = unwrap(model)
     coupling = coupling if coupling is not None else analyse(model, example_inputs, registry=registry)
@@ -227,12 +228,12 @@ def checked_counts(problem: Problem, counts: Mapping[str, int], label: str) -> d
             raise PlanError(f"there is no channel group '{name}' to decide about", where=where)
     checked: dict[str, int] = {}
     for choice in problem.choices:
-        count = counts.get(choice.name, choice.group.units)
-        if count not in choice.grid.counts:
+        count = counts.get(choice.name, choice.at(1.0))
+        if count not in choice.counts:
             raise PlanError(
                 f"{count!r} units of channel group '{choice.name}' are not permitted",
                 where=where,
-                hint="rounding and floors permit: " + ", ".join(map(str, choice.grid.counts)),
+                hint="rounding, floors and fixed ratios permit: " + ", ".join(map(str, choice.counts)),
             )
         checked[choice.name] = int(count)
     if not problem.meets(checked):

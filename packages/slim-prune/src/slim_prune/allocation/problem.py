@@ -5,11 +5,13 @@ Costs come from the core's cost models on the resized graph, so nothing is rebui
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, replace
+from math import ceil, prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slim_core.budget import Bound
 from slim_core.errors import BudgetError
@@ -48,6 +50,17 @@ class Choice:
     def at(self, ratio: float) -> int:
         """Return the permitted count nearest to ``ratio`` (or to the ratio that the user fixed)."""
         return self.grid.nearest((self.ratio if self.ratio is not None else ratio) * self.group.units)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The counts to choose from, ascending: the grid's, or the one that the user's ratio fixes."""
+        return self.grid.counts if self.ratio is None else (self.at(self.ratio),)
+
+    def keeping(self, share: float) -> Choice:
+        """Return this choice without the counts below ``share`` of the units; a fixed ratio stays."""
+        least = min(ceil(share * self.group.units - _SLACK), self.group.units)
+        counts = tuple(count for count in self.grid.counts if count >= least)
+        return self if self.ratio is not None else replace(self, grid=replace(self.grid, counts=counts))
 
 
 class Problem:
@@ -98,6 +111,25 @@ class Problem:
         """Return the choice that keeps all units."""
         return {choice.name: choice.group.units for choice in self.choices}
 
+    @property
+    def free(self) -> tuple[Choice, ...]:
+        """The groups that there is something to decide about: more than one count, and no ratio that the user fixed."""
+        return tuple(choice for choice in self.choices if len(choice.counts) > 1)
+
+    @property
+    def space(self) -> int:
+        """How many choices there are in all."""
+        return prod(len(choice.counts) for choice in self.choices)
+
+    def keeping(self, share: float) -> Problem:
+        """Return this problem with every group keeping at least ``share`` of its units. Costs are remembered together.
+
+        Groups whose ratio the user fixed keep that.
+        """
+        other = copy.copy(self)
+        other.choices = tuple(choice.keeping(share) for choice in self.choices)
+        return other
+
     def at(self, ratio: float) -> dict[str, int]:
         """Return the choice that keeps about ``ratio`` of every group without a fixed ratio."""
         return {choice.name: choice.at(ratio) for choice in self.choices}
@@ -110,6 +142,11 @@ class Problem:
             graph = resize_graph(self._coupling, kept)
             self._memo[key] = {name: float(model.total(graph)) for name, model in self._models.items()}
         return self._memo[key]
+
+    def loads(self, counts: Mapping[str, int]) -> NDArray[np.float64]:
+        """Return the cost of a choice over its limit, by bound: ``(bounds,)``."""
+        costs = self.costs(counts)
+        return np.array([costs[name] / limit for name, limit in self.limits.items()])
 
     def meets(self, counts: Mapping[str, int]) -> bool:
         """Return whether a choice meets every bound."""

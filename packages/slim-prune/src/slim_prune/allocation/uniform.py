@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from slim_prune.allocation.fill import NEAR, close_gap
 from slim_prune.allocation.problem import Choice, Problem
 from slim_prune.context import Context
 
 _BISECTIONS = 20
-#: Repair goes on beyond one step above the common ratio while the result is further below the budget than this.
-_NEAR = 0.99
 
 
 def uniform(problem: Problem, context: Context | None = None) -> dict[str, int]:
     """Return the kept units per group: nearly the same ratio everywhere, within every bound.
 
-    Groups with a ratio that the user fixed keep it. Without bounds the other groups keep everything.
+    Groups with a ratio that the user fixed keep it. Without bounds the other groups keep everything. Where rounding
+    leaves more than one percent of the tightest bound unused, groups leave the common ratio by as little as closes it.
 
     Raises:
         BudgetError: the bounds cannot be met; says what is reachable.
@@ -22,9 +22,14 @@ def uniform(problem: Problem, context: Context | None = None) -> dict[str, int]:
         return problem.at(1.0)
     problem.require_reachable()
     ratio, counts = _largest_ratio(problem)
-    counts = _repair(problem, counts, ratio, steps_above=1)
-    if problem.tightness(counts) < _NEAR:
-        counts = _repair(problem, counts, ratio, steps_above=None)
+
+    def evenness(choice: Choice, count: int) -> float:
+        return -((count / choice.group.units - ratio) ** 2)
+
+    counts = close_gap(problem, _repair(problem, counts, ratio, steps_above=1), evenness)
+    if problem.tightness(counts) < NEAR:
+        other = close_gap(problem, _repair(problem, counts, ratio, steps_above=None), evenness)
+        counts = max(counts, other, key=problem.tightness)
     return counts
 
 
@@ -52,7 +57,7 @@ def _repair(problem: Problem, counts: dict[str, int], ratio: float, *, steps_abo
     Costs only grow, so a group that did not fit once never fits later: each is dropped at its first failure.
     """
     counts = dict(counts)
-    open_ = {choice.name: choice for choice in problem.choices if choice.ratio is None}
+    open_ = {choice.name: choice for choice in problem.free}
     while open_:
         choice = min(open_.values(), key=lambda c: (counts[c.name] / c.group.units, c.name))
         more = choice.grid.up(counts[choice.name])

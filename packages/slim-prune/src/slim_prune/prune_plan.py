@@ -32,6 +32,8 @@ from slim_prune.surgery import Ema, copy_and_operate, operate
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from slim_prune.schedules.masks import Masks
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupPlan:
@@ -141,6 +143,19 @@ class PrunePlan:
                 rows.append(GroupDifference(name, units, len(first), len(second), len(np.intersect1d(first, second))))
         return rows
 
+    def then(self, other: PrunePlan) -> PrunePlan:
+        """Return the plan that does what this plan does, and then what ``other`` does to the model that this one left.
+
+        It equals applying one after the other, as one plan from the original to the final model.
+        :func:`slim_prune.compose` takes any number of plans.
+
+        Raises:
+            PlanError: ``other`` is for another model than the one that this plan leaves.
+        """
+        from slim_prune.compose import then
+
+        return then(self, other)
+
     # --- using it ---
 
     def check(self, model: nn.Module) -> None:
@@ -233,6 +248,22 @@ class PrunePlan:
         """Mask ``model`` itself inside a ``with`` block; the very same bits come back at its end."""
         self.check(model)
         return masked(unwrap(model), self.edits)
+
+    def mask_during_training(self, model: nn.Module, optimizer: Optimizer | None = None) -> Masks:
+        """Hold everything that the plan removes at zero in ``model`` while it is trained, until the masks are removed.
+
+        It computes, step by step, what training the pruned model computes (where no layer or group norm takes
+        statistics over removed channels). Gradients are masked as they arrive, weights and state after each step of
+        ``optimizer``; without one, call :meth:`~slim_prune.schedules.masks.Masks.apply` after each step. Works as a
+        context manager.
+
+        Raises:
+            PlanError: the plan does not fit the model.
+        """
+        from slim_prune.schedules.masks import Masks
+
+        self.check(model)
+        return Masks(unwrap(model), self.edits).hold(optimizer)
 
     def transform(self) -> Transform:
         """Return the plan as the record that goes into a checkpoint (kind ``prune.channels``)."""

@@ -7,7 +7,7 @@ was cut is kept by reference, what was not is copied.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from slim_prune.edits import Edits, state_of
-from slim_prune.surgery import Ema, averaged_tensors, modules_of, operate, set_data
+from slim_prune.surgery import Ema, average_by_name, averaged_tensors, modules_of, operate, set_data
 
 
 class Rollback:
@@ -37,8 +37,8 @@ class Rollback:
         if isinstance(ema, nn.Module):
             undo.extend(_registered(ema, averaged))
         elif ema is not None:
-            undo.extend(_tensors(ema.values(), averaged))
-        for target in modules_of(ema):
+            undo.extend(_average(ema, averaged))
+        for target in modules_of(ema, edits):
             undo.extend(_attributes(target, edits))
         operate(model, edits, optimizer=optimizer, ema=ema)
         self._undo: list[Callable[[], None]] | None = undo
@@ -99,6 +99,23 @@ def _registrations(model: nn.Module) -> Callable[[], None]:
     return undo
 
 
+def _average(ema: Ema, cut: Mapping[str, Tensor]) -> Iterator[Callable[[], None]]:
+    """The tensors of an average by name, which tensor stands under which name, and how many updates it has seen."""
+    tensors = average_by_name(ema)
+    table = ema if isinstance(ema, Mapping) else getattr(ema, "average", None)
+    numbers = {} if isinstance(ema, Mapping) else {k: v for k, v in vars(ema).items() if type(v) in (int, float)}
+
+    def undo() -> None:
+        if isinstance(table, MutableMapping):
+            table.clear()
+            table.update(tensors)
+        for name, value in numbers.items():
+            setattr(ema, name, value)
+
+    yield undo
+    yield from _tensors(tensors.values(), cut)
+
+
 def _tensors(tensors: Iterable[Tensor], cut: Mapping[str, Tensor]) -> Iterator[Callable[[], None]]:
     will_be_cut = {id(tensor) for tensor in cut.values()}
     for tensor in {id(tensor): tensor for tensor in tensors}.values():
@@ -129,14 +146,16 @@ def _attribute(module: nn.Module, name: str, value: Any) -> Callable[[], None]:
 def _optimizer(optimizer: Optimizer) -> Callable[[], None]:
     state = {parameter: _cloned(entries) for parameter, entries in optimizer.state.items()}
     groups = [
-        ({k: copy.deepcopy(v) for k, v in g.items() if k != "params"}, list(g["params"]))
-        for g in optimizer.param_groups
+        (g, {k: list(v) if k == "params" else copy.deepcopy(v) for k, v in g.items()}) for g in optimizer.param_groups
     ]
 
     def undo() -> None:
         optimizer.state.clear()
         optimizer.state.update(state)
-        optimizer.param_groups[:] = [{"params": parameters, **options} for options, parameters in groups]
+        for group, options in groups:  # the same dictionaries: a scheduler may hold them
+            group.clear()
+            group.update(options)
+        optimizer.param_groups[:] = [group for group, _ in groups]
 
     return undo
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,8 +23,16 @@ from slim_prune.errors import PlanError
 _LARGE = 2**20  # elements from which a matrix is cut in blocks
 _BLOCK = 64  # rows per block: a few megabytes, which stay in cache
 
-#: What may hold a second copy of the weights: a module of the same structure, or tensors by name.
-Ema = nn.Module | Mapping[str, Tensor]
+
+class AverageByName(Protocol):
+    """A moving average that keeps its tensors by the model's names: :class:`slim_core.training.Ema`."""
+
+    average: dict[str, Tensor]
+
+
+#: What may hold a second copy of the weights: a module of the same structure (``AveragedModel`` too), tensors by name,
+#: or an object with tensors by name.
+Ema = nn.Module | Mapping[str, Tensor] | AverageByName
 
 
 def operate(model: nn.Module, edits: Edits, *, optimizer: Optimizer | None = None, ema: Ema | None = None) -> None:
@@ -34,7 +42,8 @@ def operate(model: nn.Module, edits: Edits, *, optimizer: Optimizer | None = Non
         model: the model.
         edits: the shape edits.
         optimizer: its optimizer; state tensors of a parameter's shape (momentum, Adam's moments) are cut alike.
-        ema: a moving average of the weights: a module of the same structure, or tensors by name.
+        ema: a moving average of the weights: a module of the same structure, ``torch.optim.swa_utils.AveragedModel``,
+            :class:`slim_core.training.Ema`, or tensors by name.
 
     Raises:
         PlanError: something does not fit; nothing has been changed then.
@@ -49,7 +58,7 @@ def operate(model: nn.Module, edits: Edits, *, optimizer: Optimizer | None = Non
         _cut_tensor(tensor, cuts)
     for _, tensor, cuts in edits.of(averaged):
         _cut_tensor(tensor, cuts)
-    for target in (model, *modules_of(ema)):
+    for target in (model, *modules_of(ema, edits)):
         set_attributes(target, edits)
 
 
@@ -130,6 +139,23 @@ def set_data(tensor: Tensor, data: Tensor) -> None:
     tensor.data = data
 
 
+def average_by_name(ema: Ema) -> dict[str, Tensor]:
+    """Return the tensors of a moving average under the names that it gives them.
+
+    Raises:
+        PlanError: it keeps them in a way that is not known.
+    """
+    if isinstance(ema, nn.Module):
+        return state_of(ema)
+    found = ema if isinstance(ema, Mapping) else getattr(ema, "average", None)
+    if not isinstance(found, Mapping):
+        raise PlanError(
+            f"a {type(ema).__name__} is no moving average that can be cut",
+            hint="pass a module of the model's structure, AveragedModel, slim_core.training.Ema, or tensors by name",
+        )
+    return dict(found)
+
+
 def averaged_tensors(ema: Ema | None, edits: Edits) -> dict[str, Tensor]:
     """Return the tensors of an EMA by the model's names (``AveragedModel`` puts ``module.`` before them).
 
@@ -138,7 +164,7 @@ def averaged_tensors(ema: Ema | None, edits: Edits) -> dict[str, Tensor]:
     """
     if ema is None:
         return {}
-    state = state_of(ema) if isinstance(ema, nn.Module) else dict(ema)
+    state = average_by_name(ema)
     found: dict[str, Tensor] = {}
     for name, cuts in edits.by_name().items():
         tensor = state.get(name, state.get(f"module.{name}"))
@@ -152,17 +178,28 @@ def averaged_tensors(ema: Ema | None, edits: Edits) -> dict[str, Tensor]:
     return found
 
 
-def modules_of(ema: Ema | None) -> Iterator[nn.Module]:
+def modules_of(ema: Ema | None, edits: Edits) -> Iterator[nn.Module]:
     """Yield the module of an EMA whose paths are the model's, if it is a module."""
     if isinstance(ema, nn.Module):
-        yield ema.module if isinstance(ema, torch.optim.swa_utils.AveragedModel) else ema
+        inner = getattr(ema, "module", None)
+        direct = {path for path, _ in walk(ema)}
+        wraps = isinstance(inner, nn.Module) and not any(edit.module in direct for edit in edits.attributes)
+        yield inner if isinstance(inner, nn.Module) and (wraps or _is_averaged_model(ema)) else ema
+
+
+def _is_averaged_model(ema: nn.Module) -> bool:
+    return isinstance(ema, torch.optim.swa_utils.AveragedModel)
 
 
 def check_optimizer(state: Mapping[str, Tensor], edits: Edits, optimizer: Optimizer) -> None:
     """Check that the state of every parameter that is cut can be cut with it.
 
+    That is state of the parameter's shape (the momentum of SGD, Adam's moments, what RMSprop and Adagrad sum up) and
+    single numbers (how many steps were taken).
+
     Raises:
-        PlanError: the optimizer is another model's, or keeps state that has another shape than the parameter.
+        PlanError: the optimizer is another model's, or keeps state that has another shape than the parameter; names
+            the key.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     cut = {name: tensor for name, tensor, _ in edits.of(state) if isinstance(tensor, nn.Parameter)}
@@ -171,11 +208,17 @@ def check_optimizer(state: Mapping[str, Tensor], edits: Edits, optimizer: Optimi
             "the optimizer holds none of the parameters that are cut",
             hint="pass the optimizer that was made for this very model object, and inplace=True",
         )
+    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+        raise PlanError(
+            "LBFGS keeps state 'old_dirs', 'old_stps' and 'd' over all parameters end to end, which cannot be cut",
+            hint="make a new optimizer after pruning",
+        )
     for name, parameter in cut.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if not _cuttable(value, parameter):
                 raise PlanError(
-                    f"{type(optimizer).__name__} keeps state '{key}' of another shape than the parameter",
+                    f"{type(optimizer).__name__} keeps state '{key}' {_described(value)} for a parameter of shape "
+                    f"{tuple(parameter.shape)}; only state of the parameter's own shape can be cut",
                     where=name,
                     hint="make a new optimizer after pruning",
                 )
@@ -185,6 +228,10 @@ def _cuttable(value: Any, parameter: Tensor) -> bool:
     if isinstance(value, Tensor):
         return value.shape == parameter.shape or value.numel() <= 1
     return not isinstance(value, list | tuple | dict) or not value
+
+
+def _described(value: Any) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"as a {type(value).__name__}"
 
 
 def _cut_optimizer_state(optimizer: Optimizer, parameter: Tensor, cuts: list[TensorEdit]) -> None:

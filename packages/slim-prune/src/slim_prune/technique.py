@@ -1,7 +1,7 @@
-"""Structured pruning as steps of a recipe: plan under a budget, cut, fine-tune if asked.
+"""Structured pruning as steps of a recipe: plan under a budget, cut and train as the schedule says.
 
 :class:`StructuredPruning` does the work; a technique is a subclass that says how much is taken where. Not here: the
-allocations themselves, and schedules (``schedules/``).
+allocations themselves, and carrying schedules out (``schedules/``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slim_core.registry import Registry
 from slim_core.technique import Run, StepResult, StrictConfig
@@ -19,6 +19,8 @@ from slim_prune import allocation as allocations
 from slim_prune import importance as importances
 from slim_prune.planning import check_numbers, plan
 from slim_prune.prune_plan import PrunePlan
+from slim_prune.schedules.carry_out import carry_out, rehearsed
+from slim_prune.schedules.config import OneShot, ScheduleConfig
 
 if TYPE_CHECKING:
     from slim_prune.allocation import Allocation
@@ -35,8 +37,8 @@ class StructuredConfig(StrictConfig):
         ratios: shares of channels to keep by glob, fixed before the budget is met with the rest.
         round_to: kept channels are a multiple of this.
         min_channels: the least that a layer keeps, for all layers or by glob.
-        schedule: when the channels go; ``null``: all at once.
-        fit: fine-tuning after the cut; ``null``: none.
+        schedule: when the channels go: ``{kind: one_shot}``, ``iterative``, ``soft`` or ``gradual``; ``null``: at once.
+        fit: the training: after the cut, or around it for soft and gradual schedules; ``null``: none.
     """
 
     budget: dict[str, float | int | str] | None = None
@@ -46,8 +48,14 @@ class StructuredConfig(StrictConfig):
     ratios: dict[str, float] = Field(default_factory=dict)
     round_to: int = Field(8, ge=1)
     min_channels: int | dict[str, int] = 1
-    schedule: None = None
+    schedule: ScheduleConfig | None = None
     fit: FitConfig | None = None
+
+    @model_validator(mode="after")
+    def _trained(self) -> StructuredConfig:
+        if self.schedule is not None and self.schedule.kind in ("soft", "gradual") and self.fit is None:
+            raise ValueError(f"the schedule '{self.schedule.kind}' prunes during training; give fit: {{epochs: …}}")
+        return self
 
 
 class StructuredPruning:
@@ -83,25 +91,23 @@ class StructuredPruning:
         criterion = importances.resolve(config.importance, run.registry)
         importances.check_data(*criterion, task=workload.task, train=workload.train, val=workload.val)
         allocations.resolve(self.allocation(config), run.registry)
-        planned = planned_for(workload, config, run, importance="l1", allocation="uniform")
-        if not self.rehearsed:
-            return None
-        return workload.with_model(planned.apply(workload.model), planned.transform())
+        options = options_of(workload, config, run, importance="l1", allocation="uniform")
+        _, after = rehearsed(workload, config.budget, config.schedule or OneShot(), options)
+        return after if self.rehearsed else None
 
     def run(self, workload: Workload, config: StructuredConfig, run: Run) -> StepResult:
-        """Plan, keep the plan as ``plan.json`` in the step's folder, cut, and fine-tune."""
+        """Prune and train as the schedule says, and leave the plan as ``plan.json`` in the step's folder."""
         run.folder.mkdir(parents=True, exist_ok=True)
-        planned = planned_for(workload, config, run, importance=config.importance, allocation=self.allocation(config))
-        planned.save(run.folder / "plan.json")
-        pruned = workload.with_model(planned.apply(workload.model), planned.transform())
-        details, notes = report_of(planned, config)
-        if config.fit is not None:
-            from slim_core.training import fit
-
-            result = fit(pruned, config.fit, run=run, inplace=True)
-            pruned = result.workload
-            details["history"] = [dict(row) for row in result.history]
-        return StepResult(pruned, details, notes)
+        options = options_of(workload, config, run, importance=config.importance, allocation=self.allocation(config))
+        outcome = carry_out(workload, config.budget, config.schedule or OneShot(), config.fit, run, options)
+        details, notes = report_of(outcome.plan, config)
+        curves = [*details.pop("curves", []), *outcome.details.get("curves", [])]
+        details |= {name: value for name, value in outcome.details.items() if name != "curves"}
+        if curves:
+            details["curves"] = curves
+        if outcome.history:
+            details["history"] = outcome.history
+        return StepResult(outcome.workload, details, (*notes, *outcome.notes))
 
 
 class UniformConfig(StructuredConfig):
@@ -119,6 +125,40 @@ class UniformPruning(StructuredPruning):
         return "uniform"
 
 
+def options_of(
+    workload: Workload,
+    config: StructuredConfig,
+    run: Run,
+    *,
+    importance: Any,
+    allocation: str | Mapping[str, Any] | Allocation,
+) -> dict[str, Any]:
+    """Return what a step passes to :func:`slim_prune.plan`, beside model, inputs, budget and folder.
+
+    Args:
+        workload: what is pruned; its data and task serve criteria and allocations that look at them.
+        config: the step's configuration.
+        run: seed, progress and registry.
+        importance: the criterion.
+        allocation: the allocation.
+    """
+    return {
+        "importance": importance,
+        "allocation": allocation,
+        "include": config.include,
+        "exclude": config.exclude,
+        "ratios": config.ratios,
+        "round_to": config.round_to,
+        "min_channels": config.min_channels,
+        "task": workload.task,
+        "train": workload.train,
+        "val": workload.val,
+        "seed": run.seed,
+        "progress": run.progress,
+        "registry": run.registry,
+    }
+
+
 def planned_for(
     workload: Workload,
     config: StructuredConfig,
@@ -128,35 +168,19 @@ def planned_for(
     allocation: str | Mapping[str, Any] | Allocation,
     budget: Mapping[str, float | int | str] | None = None,
 ) -> PrunePlan:
-    """Return the plan for a workload.
+    """Return the plan for a workload: :func:`slim_prune.plan` with a step's configuration.
 
     Args:
-        workload: what is pruned; its data and task serve criteria and allocations that look at them.
+        workload: what is pruned.
         config: the step's configuration.
         run: seed, folder, progress and registry.
         importance: the criterion.
         allocation: the allocation.
         budget: instead of the configuration's.
     """
-    return plan(
-        workload.model,
-        workload.example_inputs,
-        config.budget if budget is None else budget,
-        importance=importance,
-        allocation=allocation,
-        include=config.include,
-        exclude=config.exclude,
-        ratios=config.ratios,
-        round_to=config.round_to,
-        min_channels=config.min_channels,
-        task=workload.task,
-        train=workload.train,
-        val=workload.val,
-        folder=run.folder,
-        seed=run.seed,
-        progress=run.progress,
-        registry=run.registry,
-    )
+    options = options_of(workload, config, run, importance=importance, allocation=allocation)
+    asked = config.budget if budget is None else budget
+    return plan(workload.model, workload.example_inputs, asked, folder=run.folder, **options)
 
 
 def report_of(planned: PrunePlan, config: StructuredConfig) -> tuple[dict[str, Any], tuple[str, ...]]:

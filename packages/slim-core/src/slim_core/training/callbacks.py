@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slim_core.training.config import FitConfig
+from slim_core.training.ema import Ema
 from slim_core.workload import Task
 
 
@@ -33,6 +34,8 @@ class FitState:
         task_weight: multiplier of the task's own loss; change it to blend in another (distillation).
         history: one row per finished epoch.
         stop: set it to end the run after the present epoch.
+        ema: the moving average of the weights, or ``None``; a callback that makes tensors smaller cuts it too.
+        processes: how many processes share the run.
     """
 
     model: nn.Module
@@ -51,6 +54,8 @@ class FitState:
     task_weight: float = 1.0
     history: list[dict[str, float]] = field(default_factory=list)
     stop: bool = False
+    ema: Ema | None = None
+    processes: int = 1
 
 
 class Callback:
@@ -59,6 +64,13 @@ class Callback:
     A callback with state of its own that changes while training returns it from :meth:`state`, so that a resumed run
     continues bit for bit.
     """
+
+    def on_resume(self, state: FitState, tensors: dict[str, Tensor]) -> None:
+        """Called in a resumed run before anything is restored, with what :meth:`state` returned.
+
+        A callback that makes the model smaller while it is trained brings model and moving average to the shapes that
+        they had when the state was written; their values are put back after that.
+        """
 
     def on_fit_start(self, state: FitState) -> None:
         """Called once, with the model on its device, after the state of a resumed run was restored."""

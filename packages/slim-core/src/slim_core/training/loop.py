@@ -154,6 +154,7 @@ class _Loop:
             state = FitState(
                 model, optimizer, self.task, config, self.devices.device, config.epochs, self.steps_per_epoch
             )
+            state.ema, state.processes = self.ema, self.devices.world
             saved = read_state(self.folder, self.identity) if self.folder is not None else None
             if saved is not None:
                 self._restore(state, saved)
@@ -325,6 +326,8 @@ class _Loop:
         return SavedState(self.identity, state.epoch, state.step, updates, state.history, state.stop, tensors)
 
     def _restore(self, state: FitState, saved: SavedState) -> None:
+        for number, callback in enumerate(self.callbacks):
+            callback.on_resume(state, saved.part(f"callback/{number}"))
         own = {**model_tensors(self.model), **hidden_buffers(self.model)}
         with torch.no_grad():
             for name, tensor in saved.part("model").items():

@@ -52,11 +52,13 @@ def slim_register_techniques(register: Register) -> None:
     register("prune.evolution", Lazy("slim_prune.evolution.technique", "EvolutionPruning"))
     register("prune.global", Lazy("slim_prune.techniques", "GlobalPruning"))
     register("prune.latency", Lazy("slim_prune.techniques", "LatencyPruning"))
+    register("prune.sparsity", Lazy("slim_prune.sparsity.technique", "SparsityPruning"))
 
 
 @hookimpl
 def slim_register_transforms(register: Register) -> None:
     register("prune.channels", Lazy("slim_prune.record", "ChannelsReplayer"))
+    register("prune.sparse", Lazy("slim_prune.sparsity.record", "SparseReplayer"))
 
 
 @hookimpl

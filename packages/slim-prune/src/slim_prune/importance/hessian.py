@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from slim_core.data import batch_size, generator
 from slim_core.errors import ModelError, SlimError
@@ -83,8 +84,8 @@ class Hessian:
         """Yield samples and half of ``z * Hz * w * w`` for every probe of every batch."""
         assert context.train is not None  # noqa: S101  `require` comes first
         signs = generator(context.seed, 1)
-        # attention's fused kernels have no second derivative
-        with sdpa_kernel(SDPBackend.MATH), losses(context, self.label) as (loss_of, parameters):
+        # attention's fused kernels have no second derivative either
+        with _TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH), losses(context, self.label) as (loss_of, parameters):
             for batch in batches(context, context.train, self._reading, self.label):
                 first = torch.autograd.grad(
                     loss_of(batch), list(parameters.values()), create_graph=True, allow_unused=True
@@ -122,6 +123,15 @@ class Hessian:
             for (name, parameter, _), vector, product in zip(used, vectors, products, strict=True)
             if product is not None
         }
+
+
+class _TwiceDifferentiable(TorchFunctionMode):
+    """Takes operators apart that PyTorch has no second derivative of."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("hardsigmoid", "hardsigmoid_"):
+            return (args[0] / 6 + 0.5).clamp(0, 1)
+        return func(*args, **(kwargs or {}))
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:

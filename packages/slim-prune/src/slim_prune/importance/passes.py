@@ -194,7 +194,7 @@ def losses(context: Context, label: str) -> Iterator[tuple[Loss, dict[str, nn.Pa
                 raise SlimError(f"the task's loss has shape {tuple(loss.shape)}; it must be a scalar")
             if not torch.isfinite(loss):
                 raise PlanError(
-                    f"importance '{label}': the loss on the training data is {float(loss)}",
+                    f"importance '{label}': the loss on the training data is {float(loss.detach())}",
                     hint="look for NaN or infinity in the weights and in the data",
                 )
             if not loss.requires_grad:

@@ -24,7 +24,7 @@ IMPORTANCES = {
     "l2": Lazy("slim_prune.importance.magnitude", "l2"),
     "lamp": Lazy("slim_prune.importance.magnitude", "lamp"),
     "lp": Lazy("slim_prune.importance.magnitude", "Lp"),
-    "random": Lazy("slim_prune.importance.random", "random"),
+    "random": Lazy("slim_prune.importance.random", "Random"),
     "taylor": Lazy("slim_prune.importance.gradients", "Taylor"),
 }
 
@@ -34,6 +34,7 @@ ALLOCATIONS = {
     "evolution": Lazy("slim_prune.allocation.evolution", "evolution"),
     "global": Lazy("slim_prune.allocation.global_", "rank_globally"),
     "latency": Lazy("slim_prune.allocation.latency", "within_latency"),
+    "sensitivity": Lazy("slim_prune.allocation.sensitivity", "sensitivity"),
 }
 
 
@@ -52,6 +53,7 @@ def slim_register_techniques(register: Register) -> None:
     register("prune.evolution", Lazy("slim_prune.evolution.technique", "EvolutionPruning"))
     register("prune.global", Lazy("slim_prune.techniques", "GlobalPruning"))
     register("prune.latency", Lazy("slim_prune.techniques", "LatencyPruning"))
+    register("prune.sensitivity", Lazy("slim_prune.sensitivity.technique", "SensitivityPruning"))
     register("prune.sparsity", Lazy("slim_prune.sparsity.technique", "SparsityPruning"))
 
 

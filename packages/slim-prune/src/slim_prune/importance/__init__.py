@@ -75,6 +75,8 @@ def resolve(
         return label_of(importance), typing.cast(Importance, importance)
     name, options = split(importance, "an importance", "{'name': 'l1', 'normalize': 'max'}")
     registered = _by_name(name, registry)
+    if options and not callable(registered):
+        raise SlimError(f"importance '{name}' takes no options", hint="it was registered as an object, not as a class")
     label, function = with_options(name, registered, options, "importance")
     if options:
         _check_values(name, registered, options)

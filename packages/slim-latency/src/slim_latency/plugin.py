@@ -16,5 +16,13 @@ def slim_register_backends(register: Register) -> None:
 
 
 @hookimpl
+def slim_register_cost_models(register: Register) -> None:
+    from slim_latency.devices import find_devices
+
+    for name, file in find_devices().items():
+        register(f"latency:{name}", file)
+
+
+@hookimpl
 def slim_register_commands(cli: Any) -> None:
     cli.add_lazy("latency", Lazy("slim_latency.cli", "latency"), "Time exported models on real runtimes.")

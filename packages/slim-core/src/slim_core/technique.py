@@ -48,7 +48,8 @@ class StepResult:
         workload: the new workload; the one that was given is untouched.
         details: JSON values for the report. Keys that the report draws: ``"channels"`` (list of
             ``{"name", "kept", "total"}``), ``"history"`` (list of ``{"epoch", "loss", "lr", <metric>…}``),
-            ``"layers"`` (list of ``{"name", …figures}``); anything else is listed.
+            ``"layers"`` (list of ``{"name", …figures}``), ``"curves"`` (list of ``{"title", "x_label", "y_label",
+            "series": [{"name", "x": […], "y": […]}]}``, each a line chart); anything else is listed.
         notes: one line for everything that was left alone, degraded or skipped, with the reason.
     """
 

@@ -30,8 +30,13 @@ if TYPE_CHECKING:
     from slim_prune.schedules.masks import MaskCallback as MaskCallback
     from slim_prune.schedules.soft import SoftPruning as SoftPruning
     from slim_prune.schedules.stepwise import Stepwise as Stepwise
+    from slim_prune.sensitivity.analysis import sensitivity as sensitivity
+    from slim_prune.sensitivity.curves import Curves as Curves
+    from slim_prune.sensitivity.stopping import EarlyStop as EarlyStop
 
 _LAZY = {
+    "Curves": "slim_prune.sensitivity.curves",
+    "EarlyStop": "slim_prune.sensitivity.stopping",
     "GradualPruning": "slim_prune.schedules.gradual",
     "MaskCallback": "slim_prune.schedules.masks",
     "PlanError": "slim_prune.errors",
@@ -45,6 +50,7 @@ _LAZY = {
     "prune_iteratively": "slim_prune.schedules.iterative",
     "recalibrate": "slim_prune.recalibration",
     "search": "slim_prune.evolution.search",
+    "sensitivity": "slim_prune.sensitivity.analysis",
 }
 
 __all__ = [*_LAZY]

@@ -32,7 +32,7 @@ from slim_core.technique import Run, StepResult
 from slim_core.workload import Workload
 
 #: keys of ``StepResult.details`` that the report draws; the others are listed
-_DRAWN = ("channels", "history", "layers")
+_DRAWN = ("channels", "history", "layers", "curves")
 
 BASE = "original"
 
@@ -221,6 +221,7 @@ def _do_step(
         channels=channel_rows(result.details.get("channels")),
         history=table_rows(result.details.get("history")),
         layers=table_rows(result.details.get("layers")),
+        curves=table_rows(result.details.get("curves")),
         details=details,
         notes=tuple(without_folders(note) for note in (*result.notes, *notes)),
     )

@@ -153,6 +153,7 @@ class StepRow:
         layers: one mapping per layer: ``name`` and figures.
         details: everything else that the technique told.
         notes: what was left alone, degraded or skipped.
+        curves: one mapping per chart: ``title``, ``x_label``, ``y_label`` and ``series``, each ``{name, x, y}``.
     """
 
     index: int
@@ -166,6 +167,7 @@ class StepRow:
     layers: tuple[Mapping[str, Any], ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    curves: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +282,7 @@ def step_from_json(data: Mapping[str, Any]) -> StepRow:
             "history": tuple(data["history"]),
             "layers": tuple(data["layers"]),
             "notes": tuple(data["notes"]),
+            "curves": tuple(data.get("curves", ())),
         }
     )
 

@@ -116,6 +116,7 @@ class Chart:
         series: the curves.
         percent: write figures in per cent.
         log: logarithmic vertical axis.
+        y_label: what the vertical axis shows, where the title does not say it.
     """
 
     title: str
@@ -123,6 +124,7 @@ class Chart:
     series: tuple[Series, ...]
     percent: bool = False
     log: bool = False
+    y_label: str = ""
 
 
 def comparisons(report: Report) -> tuple[Comparison, ...]:
@@ -242,6 +244,27 @@ def curves(step: StepRow, metrics: Sequence[MetricInfo]) -> tuple[Chart, ...]:
             charts.append(Chart(base, "epoch", group, percent))
     if "lr" in series:
         charts.append(Chart("Learning rate", "epoch", (series["lr"],)))
+    return tuple(charts)
+
+
+def drawn_curves(step: StepRow) -> tuple[Chart, ...]:
+    """Return the charts that a technique asked for; points that are not finite numbers are left out."""
+    charts = []
+    for item in step.curves:
+        named = item.get("series")
+        series = []
+        for curve in named if isinstance(named, list | tuple) else ():
+            if not isinstance(curve, Mapping):
+                continue
+            xs, ys = (curve.get(axis) for axis in "xy")
+            if isinstance(xs, list | tuple) and isinstance(ys, list | tuple):
+                pairs = [(_number(x), _number(y)) for x, y in zip(xs, ys, strict=False)]
+                points = tuple((x, y) for x, y in pairs if x is not None and y is not None)
+                if points:
+                    series.append(Series(str(curve.get("name", "")), points))
+        if series:
+            title, x_label, y_label = (str(item.get(name, "")) for name in ("title", "x_label", "y_label"))
+            charts.append(Chart(title, x_label, tuple(series), y_label=y_label))
     return tuple(charts)
 
 

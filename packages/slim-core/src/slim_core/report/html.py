@@ -16,6 +16,8 @@ from slim_core.report.data import Note, Report, StepRow
 
 #: longer lists are folded away
 FOLD_ROWS = 40
+#: so many charts of a step stand open
+OPEN_CHARTS = 6
 
 _WORDS = {
     "better": "better",
@@ -29,7 +31,7 @@ _WORDS = {
 def render_html(report: Report) -> str:
     """Return the page. Every text of the report is escaped; the page loads nothing and runs no script."""
     sections: list[Callable[[Report], str]] = [
-        _problems, _table, _latency, _stages, _channels, _training, _layers, _notes, _facts,
+        _problems, _table, _latency, _stages, _channels, _training, _curves, _layers, _notes, _facts,
     ]  # fmt: skip
     css = resources.files("slim_core.report").joinpath("page.css").read_text(encoding="utf-8")
     body = "\n".join(text for text in (section(report) for section in sections) if text)
@@ -189,13 +191,36 @@ def _training(report: Report) -> str:
         charts = figures.curves(step, report.metrics)
         if not charts:
             continue
-        drawn = "".join(
-            f"<figure><figcaption>{_text(chart.title)}{_keys(chart)}</figcaption>{svg.line_chart(chart)}</figure>"
-            for chart in charts
-        )
-        title = "original" if step.index == 0 else f"{step.index}. {step.name}"
-        parts.append(f'<h3>{_text(title)}</h3><div class="charts">{drawn}</div>')
+        parts.append(_drawn(step, charts))
     return _section("Training", "".join(parts)) if parts else ""
+
+
+def _curves(report: Report) -> str:
+    """The charts that techniques asked for; more than a few are folded away."""
+    parts = []
+    for step in report.steps:
+        charts = figures.drawn_curves(step)
+        if not charts:
+            continue
+        drawn = _drawn(step, charts[:OPEN_CHARTS])
+        if len(charts) > OPEN_CHARTS:
+            rest = _charts(charts[OPEN_CHARTS:])
+            drawn += f"<details><summary>{len(charts) - OPEN_CHARTS} more charts</summary>{rest}</details>"
+        parts.append(drawn)
+    return _section("Curves", "".join(parts), "What the steps measured on their way.") if parts else ""
+
+
+def _drawn(step: StepRow, charts: Sequence[figures.Chart]) -> str:
+    title = "original" if step.index == 0 else f"{step.index}. {step.name}"
+    return f"<h3>{_text(title)}</h3>{_charts(charts)}"
+
+
+def _charts(charts: Sequence[figures.Chart]) -> str:
+    drawn = "".join(
+        f"<figure><figcaption>{_text(chart.title)}{_keys(chart)}</figcaption>{svg.line_chart(chart)}</figure>"
+        for chart in charts
+    )
+    return f'<div class="charts">{drawn}</div>'
 
 
 def _keys(chart: figures.Chart) -> str:

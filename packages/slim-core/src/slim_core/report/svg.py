@@ -53,12 +53,11 @@ def line_chart(chart: Chart) -> str:
         parts.append(
             f'<text x="{_LEFT - 8:.0f}" y="{y + 4:.1f}" text-anchor="end">{_tick(tick, step, chart.percent)}</text>'
         )
-    whole = [tick for tick in ticks(x_low, x_high, 6) if tick == int(tick) and x_low <= tick <= x_high]
-    for tick in whole:
-        parts.append(
-            f'<text x="{x_at(tick):.1f}" y="{HEIGHT - _BOTTOM + 18:.0f}" text-anchor="middle">{tick:.0f}</text>'
-        )
+    for tick, text in _x_ticks(x_low, x_high, xs):
+        parts.append(f'<text x="{x_at(tick):.1f}" y="{HEIGHT - _BOTTOM + 18:.0f}" text-anchor="middle">{text}</text>')
     parts.append(f'<text x="{WIDTH - _RIGHT:.0f}" y="{HEIGHT - 2:.0f}" text-anchor="end">{_text(chart.x_label)}</text>')
+    if chart.y_label:
+        parts.append(f'<text x="{_LEFT + 4:.0f}" y="{_TOP + 10:.0f}">{_text(chart.y_label)}</text>')
     for number, series in enumerate(chart.series, 1):
         style = f" s{min(number, 4)}"
         path = " ".join(f"{x_at(x):.1f},{along(height(y)):.1f}" for x, y in series.points)
@@ -73,6 +72,15 @@ def line_chart(chart: Chart) -> str:
                 )
     parts.append("</svg>")
     return "".join(parts)
+
+
+def _x_ticks(low: float, high: float, values: Sequence[float]) -> list[tuple[float, str]]:
+    """Return where the horizontal axis is marked, and how: in whole numbers where all values are (epochs, say)."""
+    marks = ticks(low, high, 6)
+    inside = [tick for tick in marks if low - 1e-9 <= tick <= high + 1e-9]
+    if all(value == int(value) for value in values):
+        return [(tick, f"{tick:.0f}") for tick in inside if tick == int(tick)]
+    return [(tick, _tick(tick, marks[1] - marks[0], False)) for tick in inside]
 
 
 def channel_bars(rows: Sequence[ChannelRow]) -> str:

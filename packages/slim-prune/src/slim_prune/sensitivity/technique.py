@@ -1,0 +1,64 @@
+"""The recipe step ``prune.sensitivity``: measure what each layer can spare, cut accordingly, train as scheduled."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from slim_core.technique import StrictConfig
+from slim_prune.technique import StructuredConfig, StructuredPruning
+
+
+class EarlyStopConfig(StrictConfig):
+    """When a point is decided; see :class:`slim_prune.sensitivity.stopping.EarlyStop`."""
+
+    tolerance: float = Field(0.002, gt=0)
+    relative: float = Field(0.0, ge=0)
+    ceiling: float | None = None
+    confidence: float = Field(0.999, ge=0.5, lt=1)
+    min_samples: int = Field(256, ge=1)
+
+
+class SensitivityConfig(StructuredConfig):
+    """Configuration of ``prune.sensitivity``.
+
+    Attributes:
+        metric: what is measured: ``loss``, or a metric of the task.
+        points: how many counts are measured for each group.
+        samples: measure on the first so many validation samples only; ``null``: all.
+        early_stop: stop a point when its confidence interval decides; ``null``: measure all samples.
+        max_drop: no group may lose more than this by itself, in the metric's unit; ``null``: no limit.
+        max_pruned: the largest share of its channels that a layer may lose.
+        curves: a file of curves that were measured before; ``null``: measure.
+        workers: processes that share the measuring.
+    """
+
+    metric: str = "loss"
+    points: int = Field(8, ge=1)
+    samples: int | None = Field(None, ge=1)
+    early_stop: EarlyStopConfig | None = None
+    max_drop: float | None = Field(None, ge=0)
+    max_pruned: float = Field(0.9, gt=0, le=1)
+    curves: str | None = None
+    workers: int = Field(1, ge=1)
+
+
+class SensitivityPruning(StructuredPruning):
+    """Remove the least important channels, most of them where measured curves say that it hurts least."""
+
+    name: ClassVar[str] = "prune.sensitivity"
+    Config: ClassVar[type[StructuredConfig]] = SensitivityConfig
+
+    def allocation(self, config: SensitivityConfig) -> dict[str, Any]:
+        return {
+            "name": "sensitivity",
+            "metric": config.metric,
+            "points": config.points,
+            "samples": config.samples,
+            "early_stop": config.early_stop.model_dump() if config.early_stop is not None else None,
+            "max_drop": config.max_drop,
+            "max_pruned": config.max_pruned,
+            "curves": config.curves,
+            "workers": config.workers,
+        }

@@ -222,6 +222,9 @@ def _transform(header: Header, index: int, data: Mapping[str, Any]) -> list[Rend
     packed = header.packed_by(index)
     if packed:
         blocks.append(_packed(packed))
+    hints = data.get("sparse")
+    if isinstance(hints, dict):
+        blocks.append(_sparse(header, hints))
     return blocks or [Text("  nothing that can be shown in a line; --format json prints all of it")]
 
 
@@ -267,6 +270,41 @@ def _packed(packed: Mapping[str, Any]) -> RenderableType:
     return table
 
 
+def _sparse(header: Header, hints: Mapping[str, Any]) -> RenderableType:
+    """Return how the weights that a transform made sparse are stored, and what that saves."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from slim_core.checkpoint.header import element_bits
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("sparse tensor", overflow="fold")
+    table.add_column("shape")
+    table.add_column("stored as")
+    for name in ("bytes", "of dense", "share"):
+        table.add_column(name, justify="right")
+    state = header.state()
+    for name in hints:
+        if name not in state:
+            continue
+        record, stored = header.tensors[state[name]], header.stored[state[name]].nbytes
+        bits = element_bits(record.dtype, record.packing)
+        dense = -(-_count(record.shape) * bits // 8)
+        form = "dense" if record.sparse is None else _form(record.sparse.to_json())
+        share = f"{100 * stored / dense:.0f} %" if dense else ""
+        table.add_row(Text(name), _shape(record.shape), form, f"{stored:,}", f"{dense:,}", share)
+    return table
+
+
+def _form(sparse: Mapping[str, Any]) -> str:
+    if sparse["packing"] == "n_m":
+        return f"{sparse['n']}:{sparse['m']}"
+    if sparse["packing"] == "blocks":
+        return f"blocks of {sparse['block'][0]} x {sparse['block'][1]}"
+    return "bitmap"
+
+
 def _tensors(header: Header) -> Table:
     from rich import box
     from rich.table import Table
@@ -279,6 +317,8 @@ def _tensors(header: Header) -> Table:
     table.add_column("sha256", no_wrap=True)
     for name, record in header.tensors.items():
         kind = header.stored[name].dtype if record.packing is None else record.packing.packing
+        if record.sparse is not None:
+            kind = f"{record.dtype if record.packing is None else kind}, {record.sparse.packing}"
         table.add_row(
             Text(name), record.role + (" (frozen)" if record.frozen else ""), _shape(record.shape), record.dtype, kind,
             f"{header.stored[name].nbytes:,}", record.sha256[:12],

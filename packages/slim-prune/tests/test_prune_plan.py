@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ def test_json_round_trip_gives_an_equal_plan(plan, tmp_path) -> None:
     assert again.to_json() == plan.to_json()
     assert again.edits == plan.edits
     assert again.kept["a"].dtype == np.int64
-    assert json.loads(path.read_text())["version"] == 1
+    assert json.loads(path.read_text())["version"] == 2
 
 
 def test_a_loaded_plan_prunes_the_same(net, plan, tmp_path) -> None:
@@ -36,7 +38,11 @@ def test_a_loaded_plan_prunes_the_same(net, plan, tmp_path) -> None:
 
 CHANGES = {
     "unknown key": (lambda d: d.update(colour="red"), "colour"),
-    "another version": (lambda d: d.update(version=2), "version"),
+    "a newer version": (lambda d: d.update(version=3), "has version 3, and this slim-prune reads versions up to 2"),
+    "no version": (lambda d: d.pop("version"), "'version' is no number"),
+    "a version that is true": (lambda d: d.update(version=True), "'version' is no number"),
+    "a budget that says nothing": (lambda d: d.update(budget={"macs": "much"}), "budget for 'macs'"),
+    "details that are no object": (lambda d: d.update(details=[]), "details"),
     "another format": (lambda d: d.update(format="x"), "format"),
     "missing key": (lambda d: d.pop("groups"), "groups"),
     "text for units": (lambda d: d["groups"][0].update(units="6"), "groups.0.units"),
@@ -55,6 +61,57 @@ def test_wrong_json_is_refused_and_names_the_key(plan, change, message) -> None:
     change(data)
     with pytest.raises(PlanError, match=message):
         PrunePlan.from_json(data)
+
+
+def test_a_plan_of_version_1_is_read_and_written_as_2(plan) -> None:
+    old = copy.deepcopy(plan.to_json())
+    del old["details"]
+    old["version"] = 1
+    again = PrunePlan.from_json(old)
+    assert again.to_json() == plan.to_json()
+    assert old["version"] == 1  # what was given is left as it is
+
+
+def test_what_a_budget_reached_is_told_as_figures(plan) -> None:
+    (bound,) = plan.reached
+    assert (bound.cost, bound.original, bound.limit, bound.value) == ("macs", 100.0, 50.0, 50.0)
+    assert (bound.kept, bound.distance) == (0.5, 0.0)
+    several = dataclasses.replace(
+        plan,
+        budget={"params": "400", "macs": "60%", "unknown": 0.5},
+        before={"macs": 100.0, "params": 1000.0},
+        after={"macs": 54.0, "params": 300.0},
+    )
+    assert [(b.cost, b.limit, round(b.distance, 12)) for b in several.reached] == [
+        ("params", 400.0, 0.25),
+        ("macs", 60.0, 0.1),
+    ]
+    assert str(several.reached[1]) == "macs: 54 of 100 (54.0%), 10.00% below the limit of 60"
+    assert several.reached[0].to_json() == {
+        "cost": "params", "original": 1000.0, "limit": 400.0, "value": 300.0, "distance": 0.25
+    }  # fmt: skip
+    assert dataclasses.replace(plan, budget={}).reached == ()
+
+
+def test_a_picture_is_an_svg_file_with_the_plans_numbers(plan) -> None:
+    tree = ElementTree.fromstring(plan.picture())
+    assert tree.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = [element.text for element in tree.iter() if element.text]
+    assert "HandNet: l1, uniform" in texts
+    assert "macs: 50 of 100 (50.0%), limit 50" in texts
+    assert any("3 / 6" in text for text in texts)
+    bars = {
+        element.get("class"): float(element.get("width"))
+        for element in tree.iter()
+        if element.get("class") in ("whole", "kept")
+    }
+    assert bars["kept"] / bars["whole"] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_picture_escapes_what_a_file_brings(plan) -> None:
+    hostile = dataclasses.replace(plan, model_class="<script>&", importance='"')
+    assert "<script>" not in hostile.picture()
+    ElementTree.fromstring(hostile.picture())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}'])

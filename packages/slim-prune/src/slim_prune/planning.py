@@ -23,6 +23,7 @@ from slim_core.progress import Progress, SilentProgress
 from slim_core.workload import DataSource, Inputs, Task
 from slim_prune import allocation as allocations
 from slim_prune import importance as importances
+from slim_prune.allocation.fill import NEAR
 from slim_prune.allocation.grid import channels_per_unit, grid
 from slim_prune.allocation.problem import Choice, Problem, figure
 from slim_prune.context import Context
@@ -30,7 +31,7 @@ from slim_prune.costs import cost_models
 from slim_prune.edits import Indices, edits_of, state_of
 from slim_prune.errors import PlanError
 from slim_prune.importance.aggregate import Tensors
-from slim_prune.prune_plan import GroupPlan, PrunePlan, ties_of
+from slim_prune.prune_plan import GroupPlan, PrunePlan, Reached, ties_of
 from slim_prune.selection import by_pattern, check_patterns, select
 from slim_prune.signature import check_forward, describe
 
@@ -296,11 +297,15 @@ def _notes(
     coupling: Coupling, problem: Problem, groups: Sequence[ChannelGroup], counts: Mapping[str, int], round_to: int
 ) -> Iterable[str]:
     yield from coupling.graph.notes
-    for name, limit in problem.limits.items():
-        reached, original = problem.costs(counts)[name], problem.original[name]
+    costs = problem.costs(counts)
+    bounds = [Reached(n, problem.original[n], limit, costs[n]) for n, limit in problem.limits.items()]
+    yield from map(str, bounds)
+    tightest = min(bounds, key=lambda bound: bound.distance, default=None)
+    if tightest is not None and tightest.distance > 1 - NEAR and any(counts[c.name] < c.at(1.0) for c in problem.free):
         yield (
-            f"{name}: {figure(reached)} of {figure(original)} ({reached / original:.1%}), "
-            f"{1 - reached / limit:.2%} below the limit of {figure(limit)}"
+            f"the budget is met with {tightest.distance:.1%} of {tightest.cost} to spare: the allocation found no "
+            "better choice nearer to the limit among the counts that rounding, floors and ratios permit; a smaller "
+            "round_to makes steps finer"
         )
     for choice in problem.choices:
         if choice.grid.multiple % round_to and counts[choice.name] < choice.group.units:

@@ -10,7 +10,7 @@ import os
 import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from slim_core import files
+from slim_core.budget import parse_budget
+from slim_core.errors import BudgetError
 from slim_core.graph.isolate import unwrap
 from slim_core.workload import Transform
+from slim_prune.allocation.problem import figure
 from slim_prune.edits import Edits, Indices, check_indices, decode, encode, state_of
 from slim_prune.errors import PlanError
 from slim_prune.masking import masked, masked_copy
 from slim_prune.record import check_edits, to_transform
 from slim_prune.rollback import Rollback
-from slim_prune.schema import FORMAT, MAX_BYTES, VERSION, PlanData, read
+from slim_prune.schema import FORMAT, MAX_BYTES, VERSION, PlanData, read, upgraded
 from slim_prune.signature import check_description, check_forward
 from slim_prune.surgery import Ema, copy_and_operate, operate
 
@@ -61,6 +64,43 @@ class GroupDifference:
     first: int
     second: int
     common: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How a plan meets one bound of its budget.
+
+    Args:
+        cost: the cost model's name.
+        original: the cost of the whole model.
+        limit: what the budget allows.
+        value: the cost of the pruned model.
+    """
+
+    cost: str
+    original: float
+    limit: float
+    value: float
+
+    @property
+    def kept(self) -> float:
+        """The share of the original cost that is left."""
+        return self.value / self.original
+
+    @property
+    def distance(self) -> float:
+        """The share of the limit that is not used: 0 is on the spot, 0.01 one percent below."""
+        return 1.0 - self.value / self.limit
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cost}: {figure(self.value)} of {figure(self.original)} ({self.kept:.1%}), "
+            f"{self.distance:.2%} below the limit of {figure(self.limit)}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures with ``distance``."""
+        return {**asdict(self), "distance": self.distance}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +145,16 @@ class PrunePlan:
         """The kept units by group name."""
         return {group.name: group.kept for group in self.groups}
 
+    @property
+    def reached(self) -> tuple[Reached, ...]:
+        """How each bound of the budget is met, in the order of the budget. The tightest one has the least distance."""
+        bounds = parse_budget(self.budget) if self.budget else ()
+        return tuple(
+            Reached(bound.cost, self.before[bound.cost], bound.limit(self.before[bound.cost]), self.after[bound.cost])
+            for bound in bounds
+            if self.before.get(bound.cost) and bound.cost in self.after
+        )
+
     # --- looking at it ---
 
     def summary(self) -> list[dict[str, Any]]:
@@ -123,6 +173,12 @@ class PrunePlan:
         from slim_prune.show import table
 
         return table(self)
+
+    def picture(self) -> str:
+        """Return an SVG drawing, a file of its own: the costs that are left, and kept channels per group."""
+        from slim_prune.picture import picture
+
+        return picture(self)
 
     def diff(self, other: PrunePlan) -> list[GroupDifference]:
         """Return the groups of which this plan and ``other`` keep different units.
@@ -304,7 +360,7 @@ class PrunePlan:
         Raises:
             PlanError: ``data`` is not a valid plan; names the key.
         """
-        plan = read(PlanData, data, where)
+        plan = read(PlanData, upgraded(data, where), where)
         groups = []
         for group in plan.groups:
             kept = np.array(group.kept, dtype=np.int64)
@@ -324,6 +380,10 @@ class PrunePlan:
                 )
         check_edits(edits)
         check_description(plan.inputs)
+        try:
+            parse_budget(plan.budget or {"macs": 1.0})
+        except BudgetError as error:
+            raise PlanError(f"this is not a pruning plan that can be read: budget: {error.what}", where=where) from None
         return cls(
             model_class=plan.model_class,
             groups=tuple(groups),

@@ -10,7 +10,8 @@ from slim_core.technique import StrictConfig
 from slim_prune.errors import PlanError
 
 FORMAT = "slim.prune.plan"
-VERSION = 1
+#: Written into every plan. 2 (0.1): ``details``. Older ones are read for ever; see :func:`upgraded`.
+VERSION = 2
 
 #: A plan with a hundred million kept indices is larger than any model needs, and costs gigabytes to read.
 MAX_BYTES = 128 << 20
@@ -61,7 +62,7 @@ class PlanData(StrictConfig):
     """A whole plan."""
 
     format: Literal["slim.prune.plan"]
-    version: Literal[1]
+    version: Literal[2]
     model_class: Name
     importance: str
     allocation: str
@@ -76,7 +77,32 @@ class PlanData(StrictConfig):
     inputs: Any = None
     outputs: list[Shape] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
-    details: dict[str, JsonValue] = Field(default_factory=dict)
+    details: dict[str, JsonValue]
+
+
+def upgraded(data: Any, where: str | None = None) -> Any:
+    """Return what a plan of any earlier version would be in this one. Checks nothing but format and version.
+
+    Raises:
+        PlanError: it is no plan, or a newer version wrote it.
+    """
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise PlanError(
+            "this is not a pruning plan that can be read: the key 'format' is missing or another", where=where
+        )
+    version = data.get("version")
+    if type(version) is not int or version < 1:
+        raise PlanError("this is not a pruning plan that can be read: the key 'version' is no number", where=where)
+    if version > VERSION:
+        raise PlanError(
+            f"the plan has version {version}, and this slim-prune reads versions up to {VERSION}",
+            where=where,
+            hint="pip install -U slim-prune",
+        )
+    data = dict(data)
+    if version == 1:
+        data |= {"version": 2, "details": data.get("details", {})}
+    return data
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slim_core.cli.subject import built, inputs_of, json_object, subject
@@ -14,8 +15,6 @@ from slim_core.workload import BuilderRef, Workload
 from slim_prune.cli.options import WorkloadRequest, need_data
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from slim_core.registry import Registry
 
 _KWARGS = '{"width": 0.5}'
@@ -27,7 +26,7 @@ def build(request: WorkloadRequest, registry: Registry, *, needs_data: str | Non
         raise need_data(needs_data)
     checkpoint = request.checkpoint
     if checkpoint is None and request.model is not None and _is_file(request.model, registry):
-        checkpoint = _path(request.model)
+        checkpoint = Path(request.model)
     if (request.model is None) == (request.checkpoint is None):
         raise SlimError(
             "say what is pruned: --model NAME or --checkpoint FILE, one of the two",
@@ -80,13 +79,15 @@ def _of_checkpoint(request: WorkloadRequest, path: Path, registry: Registry) -> 
 
 def _with_weights(workload: Workload, path: Path, registry: Registry) -> Workload:
     from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
+    from safetensors.torch import load_model
 
+    if not path.is_file():
+        raise CheckpointError("there is no such file", where=f"--weights {path}")
     try:
         with safe_open(path, framework="numpy") as file:
             slim = "slim" in (file.metadata() or {})
         if not slim:
-            workload.model.load_state_dict(load_file(path))
+            load_model(workload.model, path)
             return workload
     except (SafetensorError, RuntimeError, OSError) as error:
         first = "; ".join(line.strip() for line in str(error).splitlines()[:3])
@@ -136,10 +137,4 @@ def _made(make: Callable[[], Any], what: str, where: str) -> Any:
 
 
 def _is_file(name: str, registry: Registry) -> bool:
-    return name.endswith(".safetensors") or (("models", name) not in registry and _path(name).is_file())
-
-
-def _path(name: str) -> Path:
-    from pathlib import Path
-
-    return Path(name)
+    return name.endswith(".safetensors") or (("models", name) not in registry and Path(name).is_file())

@@ -1,7 +1,8 @@
-"""How the commands print a plan: tables for people, JSON for programs, one line for scripts."""
+"""How the commands print a plan: tables for people, JSON for programs, one line for scripts, a picture as a file."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -13,10 +14,22 @@ def emit(app: Any, plan: Any, **more: Any) -> None:
         "importance": plan.importance,
         "allocation": plan.allocation,
         "budget": dict(plan.budget),
+        "reached": [bound.to_json() for bound in plan.reached],
         "before": dict(plan.before),
         "after": dict(plan.after),
         "channels": plan.summary(),
         "notes": list(plan.notes),
+        "details": dict(plan.details),
         **more,
     }
     app.output.emit(data, render=plan.show, quiet=kept)
+
+
+def draw(app: Any, plan: Any, path: Path | None) -> None:
+    """Write a plan's picture, where one is asked for."""
+    if path is None:
+        return
+    from slim_core.files import write_text
+
+    write_text(path, plan.picture())
+    app.output.note(f"picture written to {path}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slim_core.graph import ChannelGroup, analyse
+from slim_core.graph import ChannelGroup, Member, analyse
 from slim_core.workload import call, tensors_of
 from slim_prune import importance as importances
 from slim_prune.context import Context
@@ -123,14 +123,12 @@ def gradients(model: nn.Module, task: Any, batch: Any) -> dict[str, Tensor]:
 
 def unit_parts(group: ChannelGroup, values: dict[str, Tensor]) -> list[list[list[float]]]:
     """All numbers that each unit has in each member: ``[unit][member]`` is a list. Index by index."""
-    return [
-        [
-            [x for i in member.indices[unit] for x in values[member.name].select(member.dim, int(i)).reshape(-1).tolist()]
-            for member in group.members
-            if member.name in values
-        ]
-        for unit in range(group.units)
-    ]  # fmt: skip
+    present = [member for member in group.members if member.name in values]
+    return [[_of_unit(values[member.name], member, unit) for member in present] for unit in range(group.units)]
+
+
+def _of_unit(tensor: Tensor, member: Member, unit: int) -> list[float]:
+    return [x for i in member.indices[unit] for x in tensor.select(member.dim, int(i)).reshape(-1).tolist()]
 
 
 def by_hand(

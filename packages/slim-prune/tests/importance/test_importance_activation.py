@@ -310,7 +310,7 @@ def test_data_of_another_width_than_the_example_is_an_error() -> None:
     assert [(tap.op, tap.dim, tap.size) for tap in taps] == [("aten.relu.default", 1, 6)]
     wrong = hand.context(seeded(Columns), hand.data())
     object.__setattr__(wrong, "coupling", _with_another_width(wrong.coupling))
-    with pytest.raises(ModelError, match="has shape .* on the data, and dimension 1 had size 7"):
+    with pytest.raises(ModelError, match=r"has shape .* on the data, and dimension 1 had size 7"):
         Activation().prepare(wrong)
 
 

@@ -21,9 +21,8 @@ def batchwise(model, task, data):
 
 
 def samplewise(model, task, data):
-    return [
-        (1, hand.gradients(model, task, tuple(t[n : n + 1] for t in batch))) for batch in data for n in range(len(batch[0]))
-    ]  # fmt: skip
+    singles = [tuple(t[n : n + 1] for t in batch) for batch in data for n in range(len(batch[0]))]
+    return [(1, hand.gradients(model, task, single)) for single in singles]
 
 
 @pytest.fixture(scope="module")

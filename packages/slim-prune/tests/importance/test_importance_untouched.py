@@ -190,8 +190,14 @@ class Watching:
 
 @pytest.mark.parametrize(
     ("criterion", "total"),
-    [("taylor", 3), ("apoz", 3), ("hessian", 3), ({"name": "fisher", "samples": 10}, 10), ({"name": "taylor", "batches": 2}, 2)],
-)  # fmt: skip
+    [
+        ("taylor", 3),
+        ("apoz", 3),
+        ("hessian", 3),
+        ({"name": "fisher", "samples": 10}, 10),
+        ({"name": "taylor", "batches": 2}, 2),
+    ],
+)
 def test_progress_adds_up(criterion, total) -> None:
     progress = Watching()
     hand.scores(criterion, hand.context(hand.joined(), hand.data(), progress=progress))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slim_core.graph import analyse
+from slim_core.graph import analyse, shrink
+from slim_core.testing.kept_statistics import assert_equals_kept_statistics
+from slim_core.testing.oracle import assert_equals_masked_original
 
 
 class Model(nn.Module):
@@ -237,10 +242,10 @@ def test_a_sum_over_channels_needs_zeros(proves, image, units, reasons):
 @pytest.mark.parametrize(
     ("forward", "reason"),
     [
-        (lambda m, x: x.mean(1, keepdim=True), "mean over channels"),
-        (lambda m, x: x.amax(1, keepdim=True), "amax over channels"),
         (lambda m, x: x.softmax(1), "softmax over channels"),
-        (lambda m, x: x.std(1, keepdim=True), "std over channels"),
+        (lambda m, x: x.argmax(1, keepdim=True) + x.mean((2, 3), keepdim=True), "argmax over channels"),
+        (lambda m, x: torch.add(*x.max(1, keepdim=True)), "max over channels"),
+        (lambda m, x: x.prod(1, keepdim=True), "prod over channels"),
         (lambda m, x: x / (x * 2), "divides by a channel that is zero when masked"),
         (lambda m, x: x.abs().log(), "log is not finite where a channel is masked"),
         (lambda m, x: x[:, 2:3] * x, "is cut off alone"),
@@ -333,18 +338,92 @@ def test_group_norm_with_a_group_per_channel_is_exact(proves, image, units):
     assert coupling.group("stem").exact
 
 
-def test_recurrent_layers_are_frozen_by_name(reasons, units):
-    class Recurrent(nn.Module):
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: x - x.mean(1, keepdim=True),
+        lambda m, x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt(),
+        lambda m, x: x / (x.std(1, keepdim=True) + 1),
+        lambda m, x: x * torch.sigmoid(x.amax(1, keepdim=True)),
+        lambda m, x: x * torch.sigmoid(x.max(1, keepdim=True)[0] + x.amin(1, keepdim=True)),
+    ],
+)
+def test_statistics_over_channels_go_on_over_those_that_stay(image, units, forward):
+    model = Model(forward)
+    coupling = analyse(model, image)
+    assert units(coupling) == {"stem": 8}
+    assert not coupling.group("stem").exact
+    kept = {"stem": np.array([0, 3, 4, 6])}
+    smaller = shrink(copy.deepcopy(model), coupling, kept)
+    assert_equals_kept_statistics(model, smaller, coupling, kept, image)
+    with pytest.raises(AssertionError, match="differs"):
+        assert_equals_masked_original(model, smaller, coupling, kept, image)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.Module], **options) -> None:
+        super().__init__()
+        self.embed, self.layer = nn.Linear(3, 6), kind(6, 5, batch_first=True, **options)
+        width = (options.get("proj_size") or 5) * (2 if options.get("bidirectional") else 1)
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(self.embed(x))[0])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True, "num_layers": 2}, {"bias": False}])
+def test_recurrent_layers_lose_hidden_units(proves, units, members, kind, options):
+    coupling = proves(Recurrent(kind, **options), (torch.randn(2, 4, 3),))
+    assert units(coupling) == {"embed": 6, "layer": 5}
+    gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
+    rows = members(coupling, "layer")
+    assert rows["layer.weight_ih_l0", 0][1] == [1 + 5 * gate for gate in range(gates)]
+    assert rows["layer.weight_hh_l0", 1][1] == [1]
+    assert rows["head.weight", 1][1] == ([1, 6] if options.get("bidirectional") else [1])
+
+
+def test_a_projected_lstm_loses_hidden_units_and_projected_ones(proves, units):
+    coupling = proves(Recurrent(nn.LSTM, proj_size=4, num_layers=2), (torch.randn(2, 4, 3),))
+    assert units(coupling) == {"embed": 6, "layer": 5, "layer:2": 4}
+
+
+def test_a_smaller_recurrent_layer_knows_its_sizes_and_its_flat_weights():
+    model = Recurrent(nn.LSTM)
+    coupling = analyse(model, (torch.randn(2, 4, 3),))
+    shrink(model, coupling, {"embed": np.array([0, 2]), "layer": np.array([1, 3, 4])})
+    assert (model.layer.input_size, model.layer.hidden_size) == (2, 3)
+    assert all(flat is getattr(model.layer, name)
+               for flat, name in zip(model.layer._flat_weights, model.layer._flat_weights_names, strict=True))  # fmt: skip
+
+
+def test_a_state_from_outside_keeps_the_hidden_size(units, reasons):
+    class Stateful(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed, self.gru, self.head = nn.Linear(3, 6), nn.GRU(6, 6, batch_first=True), nn.Linear(6, 2)
+            self.gru, self.head = nn.GRU(3, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x, state):
+            return self.head(self.gru(x, state)[0])
+
+    coupling = analyse(Stateful(), (torch.randn(2, 4, 3), torch.randn(1, 2, 5)))
+    assert units(coupling) == {}
+    assert reasons(coupling, "gru.weight_hh_l0") == {"meets a dimension whose size comes from outside"}
+
+
+def test_a_learned_first_state_goes_along(proves, units, members):
+    class Learned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Parameter(torch.randn(1, 1, 5))
+            self.gru, self.head = nn.GRU(3, 5, batch_first=True), nn.Linear(5, 2)
 
         def forward(self, x):
-            return self.head(self.gru(self.embed(x))[0])
+            return self.head(self.gru(x, self.first.expand(-1, len(x), -1).contiguous())[0])
 
-    coupling = analyse(Recurrent(), (torch.randn(2, 4, 3),))
-    assert units(coupling) == {}
-    assert reasons(coupling, "gru.weight_ih_l0") == {"GRU: recurrent layers keep their sizes"}
+    coupling = proves(Learned(), (torch.randn(2, 4, 3),))
+    assert units(coupling) == {"gru": 5}
+    assert members(coupling, "gru")["first", 2] == [[0], [1], [2], [3], [4]]
 
 
 def test_einsum_follows_the_letters(proves, units):

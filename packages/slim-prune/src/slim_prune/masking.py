@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from slim_core.graph.masking import divides
 from slim_prune.edits import Edits, TensorEdit, check_fits, state_of
 
 #: A norm divides by these: at zero the channel would be infinite instead of silent.

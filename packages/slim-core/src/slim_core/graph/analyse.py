@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -11,8 +11,8 @@ from torch import nn
 from slim_core.graph.dims import Derivation, derive, rules_of
 from slim_core.graph.isolate import collector_paused, unwrap
 from slim_core.graph.probe import Failure, find_failures
-from slim_core.graph.record import record
-from slim_core.graph.rules.base import Rule
+from slim_core.graph.record import Several, record
+from slim_core.graph.rules.base import Preference, Rule
 from slim_core.graph.types import Coupling, Frozen, Graph, SourceLine
 from slim_core.registry import Registry
 from slim_core.workload import Inputs
@@ -23,8 +23,9 @@ _QUICK_ROUNDS = 6
 
 
 def analyse(
-    model: nn.Module, example_inputs: Inputs, *, probe: bool = True, registry: Registry | None = None
-) -> Coupling:
+    model: nn.Module, example_inputs: Inputs, *, also: Sequence[Inputs] = (), probe: bool = True,
+    prefer: Preference = "heads", registry: Registry | None = None,
+) -> Coupling:  # fmt: skip
     """Return the channel groups of ``model``, and what cannot be touched and why.
 
     The forward runs several times, and the model's hooks with it, because they may change what it computes. They see
@@ -34,25 +35,41 @@ def analyse(
     Args:
         model: any model whose forward runs. It is not changed.
         example_inputs: positional inputs (tuple), keyword inputs (mapping) or one tensor.
+        also: further example inputs, for a forward that goes another way on them: the groups hold on every way.
         probe: run the forward on a smaller model and offer only groups that survive.
+        prefer: what attention loses where the forward leaves the choice: whole heads, or equal positions of all heads.
+            The other is taken where it reaches more.
         registry: where further operator rules come from.
 
     Raises:
         ModelError: the forward fails on the example inputs.
     """
     with collector_paused():
-        return _analyse(model, example_inputs, probe, rules_of(registry))
+        inputs = Several((example_inputs, *also)) if also else example_inputs
+        rules = rules_of(registry)
+        found = _analyse(model, inputs, probe, _Way(rules, prefer))
+        if prefer == "heads":
+            return found
+        return max(found, _analyse(model, inputs, probe, _Way(rules, "heads")), key=_reach)
 
 
-def _analyse(model: nn.Module, example_inputs: Inputs, probe: bool, rules: Mapping[str, Rule]) -> Coupling:
-    graph = record(model, example_inputs, rules=rules)
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How operators are read."""
+
+    rules: Mapping[str, Rule]
+    prefer: Preference
+
+
+def _analyse(model: nn.Module, example_inputs: Inputs | Several, probe: bool, way: _Way) -> Coupling:
+    graph = record(model, example_inputs, rules=way.rules)
     inner = unwrap(model)
     if not probe:
-        return _settled(inner, graph, rules, {}).coupling
+        return _settled(inner, graph, way, {}).coupling
     choices: dict[int, int] = {}
     for _ in range(_QUICK_ROUNDS):  # operators of one make read alike: enough for nearly every model
-        derivation = _settled(inner, graph, rules, choices)
-        failures = find_failures(inner, example_inputs, derivation.coupling, rules, first=True)
+        derivation = _settled(inner, graph, way, choices)
+        failures = find_failures(inner, example_inputs, derivation.coupling, way.rules, first=True)
         if not failures:
             return _without(derivation.coupling, {})
         blamed = {_make(graph, node) for node in _blamed(derivation, failures)}
@@ -61,21 +78,21 @@ def _analyse(model: nn.Module, example_inputs: Inputs, probe: bool, rules: Mappi
         if not again:
             break
         choices |= again
-    found = [_careful(inner, example_inputs, graph, rules, {})]
+    found = [_careful(inner, example_inputs, graph, way, {})]
     if choices:
-        found.append(_careful(inner, example_inputs, graph, rules, choices))
+        found.append(_careful(inner, example_inputs, graph, way, choices))
     return max(found, key=_reach)
 
 
 def _careful(
-    model: nn.Module, inputs: Inputs, graph: Graph, rules: Mapping[str, Rule], choices: dict[int, int]
+    model: nn.Module, inputs: Inputs | Several, graph: Graph, way: _Way, choices: dict[int, int]
 ) -> Coupling:
     """Find all failures, read the operators that are to blame anew, each on its own, and return the best coupling."""
     choices = dict(choices)
     found: list[Coupling] = []
     for _ in range(_ROUNDS):
-        derivation = _settled(model, graph, rules, choices)
-        failures = find_failures(model, inputs, derivation.coupling, rules)
+        derivation = _settled(model, graph, way, choices)
+        failures = find_failures(model, inputs, derivation.coupling, way.rules)
         found.append(_without(derivation.coupling, failures))
         again = _advance(derivation, _blamed(derivation, failures), choices)
         if not again:
@@ -89,19 +106,19 @@ def _make(graph: Graph, node: int) -> tuple[object, ...]:
     return graph.nodes[node].op, *(graph.values[index].shape[1:] for index in graph.nodes[node].outputs)
 
 
-def _settled(model: nn.Module, graph: Graph, rules: Mapping[str, Rule], choices: dict[int, int]) -> Derivation:
+def _settled(model: nn.Module, graph: Graph, way: _Way, choices: dict[int, int]) -> Derivation:
     """Read ambiguous operators anew where everything that they touch is frozen, as long as that frees something.
 
     All at once first, then those of one make at a time.
     """
-    derivation = derive(graph, rules, choices, model)
+    derivation = derive(graph, way.rules, choices, model, way.prefer)
     for _ in range(_ROUNDS):
         steps = _advance(derivation, derivation.stuck(), choices)
         makes: dict[tuple[object, ...], dict[int, int]] = {}
         for node, choice in steps.items():
             makes.setdefault(_make(graph, node), {})[node] = choice
         for trial in [steps, *makes.values()] if len(makes) > 1 else [steps]:
-            fresh = derive(graph, rules, choices | trial, model) if trial else derivation
+            fresh = derive(graph, way.rules, choices | trial, model, way.prefer) if trial else derivation
             if _reach(fresh.coupling) > _reach(derivation.coupling):
                 choices |= trial
                 derivation = fresh

@@ -6,6 +6,7 @@ for a dimension of its value, and it has a name that says what it is. The probe 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,16 +40,21 @@ _RESIZING = (
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """An attribute of a user's module whose value is the size of a dimension that the module's forward asked for."""
+    """An attribute of a user's module whose value is the size of a dimension that the module's forward asked for.
+
+    ``likely`` says that its name is of the kind that such a dimension has: a head count before a head's size.
+    """
 
     module: nn.Module
     name: str
     value: int
     dim: int
+    likely: bool = True
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_GATES = {"LSTM": 4, "GRU": 3}
 _NORMS = nn.modules.batchnorm._NormBase
 
 
@@ -69,21 +75,39 @@ def attribute_edits(
                if value.kind in ("parameter", "buffer") and sizes[value.index] != value.shape}  # fmt: skip
     edits: Edits = {}
     for path, module in walk(model, every_path=True):
-        if path in changed:
-            prefix = f"{path}." if path else ""
+        prefix = f"{path}." if path else ""
+        computed = module._modules.get("parametrizations")
+        if path in changed or computed is not None:
             own = {
                 name: shapes[prefix + name]
                 for name in (*module._parameters, *module._buffers)
                 if prefix + name in shapes
             }
+            for name in () if computed is None else computed._modules:
+                own[name] = _computed(shapes, f"{prefix}parametrizations.{name}.original")
             for name, value in _known(module, own):
                 if getattr(module, name, None) != value:
                     edits[id(module), name] = (module, value)
-    for use in attribute_uses(model, coupling.graph):
+        if isinstance(module, nn.Transformer):
+            width = next((shapes[name][-1] for name in shapes if name.startswith(f"{prefix}encoder.layers.0.norm")), 0)
+            if width and module.d_model != width:
+                edits[id(module), "d_model"] = (module, width)
+    uses = attribute_uses(model, coupling.graph)
+    likely = {(id(use.module), use.name) for use in uses if use.likely}
+    for use in uses:
+        key = (id(use.module), use.name)
+        if key in likely and not use.likely:
+            continue  # the same number by accident: heads of the size that the head count has
         after = sizes[use.value][use.dim]
         if after != coupling.graph.values[use.value].shape[use.dim]:
-            edits.setdefault((id(use.module), use.name), (use.module, after))
+            edits.setdefault(key, (use.module, after))
     return edits
+
+
+def _computed(shapes: Mapping[str, tuple[int, ...]], original: str) -> tuple[int, ...]:
+    """Return the shape of a parametrized weight: that of what it is computed from, or of the largest of several."""
+    several = [shapes[name] for name in (original, f"{original}0", f"{original}1") if name in shapes]
+    return max(several, key=math.prod, default=())
 
 
 def _known(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Any]]:
@@ -115,6 +139,13 @@ def _known(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator
         yield from attention_attributes(module, shapes)
     elif isinstance(module, nn.PReLU) and weight:
         yield "num_parameters", weight[0]
+    elif isinstance(module, nn.RNNBase | nn.RNNCell | nn.LSTMCell | nn.GRUCell) and shapes:
+        last = "_l0" if isinstance(module, nn.RNNBase) else ""
+        rows, columns = shapes[f"weight_ih{last}"]
+        gates = _GATES.get(module.mode if last else type(module).__name__.removesuffix("Cell"), 1)
+        yield from (("input_size", columns), ("hidden_size", rows // gates))
+        if f"weight_hr{last}" in shapes:
+            yield "proj_size", shapes[f"weight_hr{last}"][0]
 
 
 def attribute_uses(model: nn.Module, graph: Graph) -> list[Use]:
@@ -136,21 +167,25 @@ def attribute_uses(model: nn.Module, graph: Graph) -> list[Use]:
         for index in node.outputs:
             shape = graph.values[index].shape
             asked = node.args.get("size", node.args.get("shape", ()))
+            cut = node.op.startswith(("aten.split", "aten.slice"))
             for dim, size in enumerate(shape):
                 if isinstance(asked, tuple) and len(asked) == len(shape) and asked[dim] == -1:
                     continue  # left to torch
-                inner = dim < len(shape) - 1 and "split" not in node.op and "slice" not in node.op
+                if cut and dim != node.args["dim"] % len(shape):
+                    continue
+                inner = dim < len(shape) - 1 and not cut
                 patterns = (_HEADS, _SIZES) if inner else (_SIZES, _HEADS)
-                uses += [Use(module, name, index, dim) for name in _fitting(own, size, patterns)]
+                uses += [Use(module, name, index, dim, likely) for name, likely in _fitting(own, size, patterns)]
     return uses
 
 
 def _fitting(
     integers: list[tuple[str, int]], size: int, patterns: tuple[re.Pattern[str], re.Pattern[str]]
-) -> list[str]:
+) -> list[tuple[str, bool]]:
     """Return the attributes of this value with a fitting name; where both kinds of names have it, the likelier kind."""
     same = [name for name, value in integers if value == size and size > 1]
-    return [n for n in same if patterns[0].fullmatch(n)] or [n for n in same if patterns[1].fullmatch(n)]
+    found = [(name, True) for name in same if patterns[0].fullmatch(name)]
+    return found or [(name, False) for name in same if patterns[1].fullmatch(name)]
 
 
 def names_a_size(name: str) -> bool:

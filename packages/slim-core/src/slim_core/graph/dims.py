@@ -19,8 +19,9 @@ from slim_core.errors import PluginError
 from slim_core.graph.attention import tie_attention
 from slim_core.graph.classes import components
 from slim_core.graph.isolate import collector_paused
+from slim_core.graph.record import READS
 from slim_core.graph.rules import builtin_rules, find_rule
-from slim_core.graph.rules.base import Context, Role, Rule, Site, UnsupportedError
+from slim_core.graph.rules.base import Context, Preference, Role, Rule, Site, UnsupportedError
 from slim_core.graph.types import ChannelGroup, Coupling, Frozen, Graph, Member, SourceLine, Value
 
 Ints = NDArray[np.int64]
@@ -66,6 +67,7 @@ def derive(
     rules: Mapping[str, Rule] | None = None,
     choices: Mapping[int, int] | None = None,
     model: nn.Module | None = None,
+    prefer: Preference = "heads",
 ) -> Derivation:
     """Derive the channel groups under the given readings of ambiguous operators.
 
@@ -74,18 +76,44 @@ def derive(
         rules: rules by operator name (default: the core's).
         choices: the reading to take, by number of the operator.
         model: the recorded model, for layers whose forward insists on more than its operators say.
+        prefer: see ``analyse``.
     """
-    context = Context(graph, choices)
+    context = Context(graph, choices, prefer)
     state = [value for value in graph.values if value.kind in ("parameter", "buffer")]
     for value in state:
         context.labels_of(value.index)
+    context.state_count = context.count
     if model is not None:
         tie_attention(model, context)
     _apply(graph, builtin_rules() if rules is None else rules, context)
     for index in graph.outputs:
         for labels in context.labels_of(index):
             context.freeze(labels, "is an output of the model")
+    _mind_other_ways(graph, context, state)
     return _Builder(graph, context, state).derivation()
+
+
+def _mind_other_ways(graph: Graph, context: Context, state: list[Value]) -> None:
+    """Freeze what parts of the model that did not run may take or give, where the forward chose its way by a value.
+
+    Those parts are known by their parameters, and what they may meet by its size.
+    """
+    first = next((node.index for node in graph.nodes if node.op in READS), None)
+    if first is None:
+        return
+    sizes = {size for value in state if value.index not in context.used and value.kind == "parameter"
+             for size in value.shape if size > 1}  # fmt: skip
+    if not sizes:
+        return
+    context.node = graph.nodes[first]
+    made = {output: node.index for node in graph.nodes for output in node.outputs}
+    for value in graph.values:
+        if value.kind != "intermediate":
+            continue
+        later = made[value.index] > first or any(user.index > first for user in context.consumers(value.index))
+        for labels in context.labels_of(value.index) if later else ():
+            if labels is not None and len(labels) in sizes:
+                context.freeze(labels, "may meet a part of the model that did not run: a value decides which does")
 
 
 def _apply(graph: Graph, rules: Mapping[str, Rule], context: Context) -> None:
@@ -162,7 +190,7 @@ class _Builder:
         reasons.append(("", None))
         for labels in self.context.structural:
             classes = self.classes[labels]
-            reason[classes[reason[classes] < 0]] = self.structural
+            reason[classes] = self.structural  # a kernel's height is no news, whatever else befalls it
         return reason, reasons
 
     def _groups(self, free: NDArray[np.bool_]) -> tuple[tuple[ChannelGroup, ...], dict[str, Ints]]:
@@ -204,7 +232,7 @@ class _Builder:
         unit_classes: dict[str, Ints] = {}
         for units, members in drafts:
             made_by = next((m for m in members if m.kind == "out"), members[0])
-            base = made_by.module or made_by.name
+            base = f".{made_by.module}".split(".parametrizations.")[0][1:] or made_by.module or made_by.name
             name, number = base, 1
             while name in unit_classes:
                 number += 1

@@ -17,7 +17,7 @@ from torch import nn
 
 from slim_core.graph.attributes import attribute_edits, attribute_uses
 from slim_core.graph.isolate import unwrap
-from slim_core.graph.record import Attempt, Recorder, StopRecordingError
+from slim_core.graph.record import Attempt, Recorder, Several, StopRecordingError
 from slim_core.graph.resize import resize_graph
 from slim_core.graph.rules.base import Rule, refs_of
 from slim_core.graph.shrink import cuts_of, removed_classes
@@ -60,7 +60,7 @@ class Failure:
     node: int
 
 
-def check(model: nn.Module, example_inputs: Inputs, coupling: Coupling, kept: Kept) -> Failure | None:
+def check(model: nn.Module, example_inputs: Inputs | Several, coupling: Coupling, kept: Kept) -> Failure | None:
     """Run the forward as it would be after ``shrink(model, coupling, kept)``, without data or any change to ``model``.
 
     Args:
@@ -77,7 +77,7 @@ def check(model: nn.Module, example_inputs: Inputs, coupling: Coupling, kept: Ke
 
 def find_failures(
     model: nn.Module,
-    example_inputs: Inputs,
+    example_inputs: Inputs | Several,
     coupling: Coupling,
     rules: Mapping[str, Rule] | None = None,
     *,
@@ -91,7 +91,7 @@ class _Search:
     """Narrows failures of a common forward down to groups."""
 
     def __init__(
-        self, model: nn.Module, inputs: Inputs, coupling: Coupling, rules: Mapping[str, Rule] | None, first: bool
+        self, model: nn.Module, inputs: Inputs | Several, coupling: Coupling, rules: Mapping[str, Rule] | None, first: bool
     ) -> None:
         self.model, self.inputs, self.coupling, self.rules, self.first = model, inputs, coupling, rules, first
         self.runs = 0
@@ -181,7 +181,7 @@ def _kept_units(name: str, units: int, number: int, most: bool) -> Ints:
 
 
 def _run(
-    model: nn.Module, inputs: Inputs, coupling: Coupling, kept: Kept, rules: Mapping[str, Rule] | None
+    model: nn.Module, inputs: Inputs | Several, coupling: Coupling, kept: Kept, rules: Mapping[str, Rule] | None
 ) -> Failure | None:
     comparison = _Comparison(coupling, kept)
     sizes = [value.shape for value in comparison.predicted.values]

@@ -45,11 +45,21 @@ _LITERALS = frozenset({bool, int, float, str, type(None)})
 _SMALL = 64
 
 
+#: operators that hand a value to Python, which may decide by it
+READS = frozenset({"aten._local_scalar_dense.default", "aten.item.default", "aten.is_nonzero.default"})
+
+
+class Several(tuple[Inputs, ...]):
+    """Several example inputs: the forward runs once on each, and one recording holds all of it."""
+
+    __slots__ = ()
+
+
 class StopRecordingError(Exception):
     """Raised by an observer that has seen enough."""
 
 
-def record(model: nn.Module, example_inputs: Inputs, *, rules: Mapping[str, Any] | None = None) -> Graph:
+def record(model: nn.Module, example_inputs: Inputs | Several, *, rules: Mapping[str, Any] | None = None) -> Graph:
     """Run ``model`` once on ``example_inputs`` and return what it computed, operator by operator.
 
     The forward runs in eval mode on meta tensors; where that is impossible (it reads values) under
@@ -58,7 +68,8 @@ def record(model: nn.Module, example_inputs: Inputs, *, rules: Mapping[str, Any]
 
     Args:
         model: any model whose forward runs. It is not changed.
-        example_inputs: positional inputs (tuple), keyword inputs (mapping) or one tensor.
+        example_inputs: positional inputs (tuple), keyword inputs (mapping) or one tensor; ``Several`` of them, to record
+            every way that the forward takes.
         rules: coupling rules by operator name; operators that one of them knows are recorded whole.
 
     Raises:
@@ -76,7 +87,7 @@ def record(model: nn.Module, example_inputs: Inputs, *, rules: Mapping[str, Any]
         attempt = Attempt(model, example_inputs, kind, rules)
         graph = attempt.run()
         if graph is not None:
-            return replace(graph, notes=tuple(notes))
+            return replace(graph, notes=(*notes, *_reads(graph)))
         error = attempt.error or RuntimeError("no forward was run")
         if isinstance(error, SlimError):
             raise error  # says what to do already
@@ -89,6 +100,12 @@ def record(model: nn.Module, example_inputs: Inputs, *, rules: Mapping[str, Any]
         where=where or None,
         hint="check that model(*example_inputs) runs: shapes, dtypes and device of the example inputs",
     ) from error
+
+
+def _reads(graph: Graph) -> list[str]:
+    """Say where the forward hands values to Python: a recording holds the way that it took then."""
+    lines = dict.fromkeys(str(node.source) for node in graph.nodes if node.op in READS and node.source)
+    return [f"a value may decide what the forward does, and only what it did was recorded: {line}" for line in lines]
 
 
 class Attempt:
@@ -108,7 +125,7 @@ class Attempt:
     def __init__(
         self,
         model: nn.Module,
-        inputs: Inputs,
+        inputs: Inputs | Several,
         kind: DeviceKind,
         rules: Mapping[str, Any] | None = None,
         *,
@@ -135,17 +152,18 @@ class Attempt:
                 state = state_of(self.model)
                 twins = stack.enter_context(isolated(self.model, self._stand_in(fake), state))
                 stack.enter_context(edited(self.edits))
-                inputs = pytree.tree_map_only(Tensor, self._input(fake), self._plain(self.inputs))
+                every = self.inputs if isinstance(self.inputs, Several) else (self.inputs,)
+                runs = [pytree.tree_map_only(Tensor, self._input(fake), self._plain(inputs)) for inputs in every]
                 recorder = self.recorder = Recorder(self, bool(fake or self.kind == "real"))
                 for item in state:
                     recorder.add(twins[id(item.tensor)], item.kind, item.names)  # type: ignore[arg-type]
-                names = self._input_names(inputs)
+                names = [pair for inputs in runs for pair in self._input_names(inputs)]
                 recorder.inputs = [recorder.add(tensor, "input", (name,)) for name, tensor in names]
                 if fake is not None:
                     stack.enter_context(fake)
                 stack.enter_context(torch.inference_mode())
                 with recorder:
-                    outputs = call(self.model, inputs)
+                    outputs = [call(self.model, inputs) for inputs in runs]
                 recorder.outputs = [recorder.index_of(tensor) for tensor in tensors_of(outputs)]
             return recorder.graph(type(self.model).__name__)
         except Exception as error:  # noqa: BLE001  whatever a user's forward raises

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slim_core.errors import SlimError
 from slim_core.graph.attributes import attribute_edits
-from slim_core.graph.isolate import unwrap
+from slim_core.graph.isolate import unwrap, walk
 from slim_core.graph.types import Coupling
 
 Kept = Mapping[str, NDArray[np.int64]]
@@ -108,14 +108,32 @@ def shrink(model: nn.Module, coupling: Coupling, kept: Kept) -> nn.Module:
                     hint="analyse this model again",
                 )
             slots.setdefault(first, []).append((table, leaf))
+    replaced: dict[int, tuple[Tensor, Tensor]] = {}
     for first, places in slots.items():
         owner, name = places[0]
-        smaller = _cut(owner[name], cuts[first])
+        old = owner[name]
+        smaller = _cut(old, cuts[first])
+        replaced[id(old)] = (old, smaller)
         for owner, name in places:
             owner[name] = smaller
+    _refer_anew(inner, replaced)
     for (_, attribute), (target, value) in attribute_edits(inner, coupling, kept).items():
         setattr(target, attribute, value)
     return model
+
+
+def _refer_anew(model: nn.Module, replaced: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+    """Let lists of parameters that modules hold beside their own (as ``nn.LSTM`` does) hold the smaller ones."""
+
+    def now(item: Any) -> Any:
+        return replaced[id(item)][1] if isinstance(item, Tensor) and id(item) in replaced else item
+
+    for _, module in walk(model):
+        for name, value in module.__dict__.items():
+            if type(value) in (list, tuple) and any(isinstance(item, Tensor) for item in value):
+                module.__dict__[name] = type(value)(now(item) for item in value)
+            elif isinstance(value, Tensor):
+                module.__dict__[name] = now(value)
 
 
 def _submodule(model: nn.Module, path: str, name: str) -> nn.Module:

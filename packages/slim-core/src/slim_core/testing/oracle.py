@@ -16,12 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slim_core.graph.masking import divides
 from slim_core.graph.types import ChannelGroup, Coupling
 from slim_core.modes import evaluating
 from slim_core.workload import call, tensors_of
-
-#: Buffers that divide: a zero there would make the channel infinite instead of silent.
-_LEFT_POSITIVE = ("running_var",)
 
 
 def removed_units(group: ChannelGroup, kept: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -44,7 +42,7 @@ def zero_removed_(model: nn.Module, coupling: Coupling, kept: Mapping[str, NDArr
             if removed.size == 0:
                 continue
             for member in group.members:
-                if member.name.rsplit(".", 1)[-1] in _LEFT_POSITIVE:
+                if divides(member.name, member.dim):
                     continue
                 tensor = state[member.name]
                 index = torch.from_numpy(member.indices[removed].reshape(-1)).to(tensor.device)

@@ -18,6 +18,7 @@ from slim_core.graph.types import Graph, Node, Ref, Value
 
 Labels = NDArray[np.int64]
 Dims = tuple[Labels | None, ...]
+Preference = Literal["heads", "head_dim"]
 Role = Literal["out", "in", "per_channel"]
 Rule = Callable[[Node, "Context"], None]
 
@@ -41,12 +42,17 @@ class Context:
     Args:
         graph: the recording.
         choices: for operators that can be read in several ways, which reading to take (default: the first).
+        prefer: what attention loses where both would do.
     """
 
-    def __init__(self, graph: Graph, choices: Mapping[int, int] | None = None) -> None:
+    def __init__(
+        self, graph: Graph, choices: Mapping[int, int] | None = None, prefer: Preference = "heads"
+    ) -> None:
         self.graph = graph
+        self.prefer = prefer
         self.node: Node = graph.nodes[0] if graph.nodes else Node(0, "", {}, (), "", None)
         self.count = 0
+        self.state_count = 0  # labels below it are those of parameters and buffers
         self.equal: list[tuple[Labels, Labels]] = []
         self.frozen: list[tuple[Labels, str, int]] = []  # labels, reason, node
         self.structural: list[Labels] = []
@@ -201,6 +207,10 @@ class Context:
                 self.freeze(labels, reason)
         for position, index in enumerate(self.node.outputs):
             self.set((None,) * len(self.graph.values[index].shape), output=position)
+
+    def of_state(self, labels: Labels | None) -> bool:
+        """Return whether labels are those of a parameter or buffer, not of entries that the forward made."""
+        return labels is not None and len(labels) > 0 and int(labels[0]) < self.state_count
 
     # --- for dims.py -------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ def convolution(node: Node, ctx: Context) -> None:
 def _plain(node: Node, ctx: Context) -> None:
     weight: Ref = node.args["weight"]
     out, inside, *kernel = ctx.dims(weight)
-    x, batch = _input(node, ctx, len(kernel))
+    x, batch, over = _input(node, ctx, len(kernel))
     ctx.role(weight, 0, "out")
     ctx.role(weight, 1, "in")
     for labels in kernel:
@@ -40,13 +40,13 @@ def _plain(node: Node, ctx: Context) -> None:
         else:  # equal positions of all groups go together
             ctx.tie_columns(out, groups)
             ctx.tie(ctx.tie_columns(x, groups), inside)
-    _finish(node, ctx, batch, out, len(kernel))
+    _finish(node, ctx, batch, out, over)
 
 
 def _transposed(node: Node, ctx: Context) -> None:
     weight: Ref = node.args["weight"]
     inside, out, *kernel = ctx.dims(weight)
-    x, batch = _input(node, ctx, len(kernel))
+    x, batch, over = _input(node, ctx, len(kernel))
     ctx.role(weight, 0, "in")
     ctx.role(weight, 1, "out")
     for labels in kernel:
@@ -63,17 +63,32 @@ def _transposed(node: Node, ctx: Context) -> None:
         else:
             ctx.tie_columns(inside, groups)
             made = None if out is None else np.tile(out, groups)
-    _finish(node, ctx, batch, made, len(kernel))
+    _finish(node, ctx, batch, made, over)
 
 
-def _input(node: Node, ctx: Context, spatial: int) -> tuple[Labels | None, Dims]:
-    """Return the labels of the channels and of what stands before them."""
+def _input(node: Node, ctx: Context, spatial: int) -> tuple[Labels | None, Dims, Dims]:
+    """Return the labels of the channels, of what stands before them, and of what the windows slide over."""
     ref: Ref = node.args["input"] if "input" in node.args else node.args["self"]
     dims = ctx.dims(ref)
-    for labels in dims[len(dims) - spatial :]:
-        ctx.freeze(labels, "a convolution slides over this dimension")
     channel = len(dims) - spatial - 1
-    return dims[channel], dims[:channel]
+    over = dims[channel + 1 :]
+    if spatial == 1 and over[0] is not None and _mixes_neighbours(node, ctx, ref):
+        ctx.takes_statistics(over[0])
+        return dims[channel], dims[:channel], over
+    for labels in over:
+        ctx.freeze(labels, "a convolution slides over this dimension")
+    return dims[channel], dims[:channel], (None,) * spatial
+
+
+def _mixes_neighbours(node: Node, ctx: Context, x: Ref) -> bool:
+    """Return whether one window slides along the channels, as in efficient channel attention: it goes on over the rest.
+
+    It has one input, one output, and gives as many entries as it takes.
+    """
+    weight: Ref = node.args["weight"]
+    steps = node.args.get("stride", ())
+    same = ctx.graph.values[node.outputs[0]].shape[-1] == ctx.shape(x)[-1]
+    return ctx.shape(weight)[:2] == (1, 1) and same and all(step == 1 for step in steps)
 
 
 def _tie_sized(ctx: Context, first: Labels | None, second: Labels | None) -> None:
@@ -81,12 +96,11 @@ def _tie_sized(ctx: Context, first: Labels | None, second: Labels | None) -> Non
         ctx.tie(first, second)
 
 
-def _finish(node: Node, ctx: Context, batch: Dims, made: Labels | None, spatial: int) -> None:
+def _finish(node: Node, ctx: Context, batch: Dims, made: Labels | None, over: Dims) -> None:
     bias: Ref | None = node.args["bias"]
     if bias is not None:
         ctx.tie(made, ctx.dims(bias)[0])
-    none: Dims = (None,) * spatial
-    ctx.set((*batch, made, *none), (*([False] * len(batch)), True, *([False] * spatial)))
+    ctx.set((*batch, made, *over), (*([False] * len(batch)), True, *([False] * len(over))))
 
 
 NAMES = (

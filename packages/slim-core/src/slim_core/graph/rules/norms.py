@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from slim_core.graph.masking import DIRECTION_DIM
 from slim_core.graph.rules.base import Context, Labels, Rule
 from slim_core.graph.types import Node, Ref
 
@@ -66,6 +67,26 @@ def group_norm(node: Node, ctx: Context) -> None:
     _set(node, ctx, dims, zero)
 
 
+def weight_norm(node: Node, ctx: Context) -> None:
+    """``g * v / |v|``, a length for each index of one dimension; the sum of squares passes over masked columns.
+
+    A masked row has a length of zero and keeps its direction (``masking.py``): nothing is divided by zero.
+    """
+    v, g, dim = node.args["v"], node.args["g"], node.args.get("dim", 0)
+    dims, zero = list(ctx.dims(v)), list(ctx.zero(v))
+    for position in range(len(dims)):
+        if position == dim:
+            dims[dim] = _tied(ctx, dims[dim], ctx.dims(g)[dim])
+            zero[dim] = ctx.zero(g)[dim]
+            if dim != DIRECTION_DIM:
+                ctx.protect(dims[dim], "weight norm of a dimension other than the first")
+        else:
+            ctx.contract(dims[position], zero[position], "weight norm sums squares")
+    ctx.role(v, 0, "out")
+    ctx.role(v, 1, "in")
+    _set(node, ctx, dims, zero)
+
+
 def _tied(ctx: Context, first: Labels | None, second: Labels | None) -> Labels | None:
     return None if first is None and second is None else ctx.tie(first, second)
 
@@ -88,6 +109,8 @@ RULES: Mapping[str, Rule] = {
     "aten.native_layer_norm": layer_norm,
     "aten.rms_norm": layer_norm,
     "aten._fused_rms_norm": layer_norm,
+    "aten._weight_norm": weight_norm,
+    "aten._weight_norm_interface": weight_norm,
     "aten.group_norm": group_norm,
     "aten.native_group_norm": group_norm,
 }  # fmt: skip

@@ -90,8 +90,13 @@ def attention(node: Node, ctx: Context) -> None:
     """``scaled_dot_product_attention`` of (…, L, E), (…, S, E), (…, S, Ev): heads may go, E scales the scores."""
     query, key, value = node.args["query"], node.args["key"], node.args["value"]
     q, k, v = ctx.dims(query), ctx.dims(key), ctx.dims(value)
-    for labels in (*q[-2:], *k[-2:], v[-2]):
-        ctx.freeze(labels, "attention scales by this size or takes a softmax over it")
+    for labels in (q[-2], k[-2], v[-2]):
+        ctx.freeze(labels, "attention takes a softmax over this dimension")
+    if node.args.get("scale") is None:
+        for labels in (q[-1], k[-1]):
+            ctx.freeze(labels, "attention scales by this size")
+    else:  # a given scale stays, which the proof sees to
+        ctx.contract(ctx.tie(q[-1], k[-1]), ctx.zero(query)[-1] or ctx.zero(key)[-1], "attention sums")
     if node.args.get("enable_gqa"):
         for labels in (*q[:-2], *k[:-2], *v[:-2]):
             ctx.freeze(labels, "grouped-query attention repeats heads by their number")
@@ -166,7 +171,7 @@ def concatenated(parts: Sequence[Labels | None], sizes: Sequence[int], ctx: Cont
 
 RULES: Mapping[str, Rule] = {
     "aten.linear": linear,
-    **{f"aten.{name}": product for name in ("mm", "bmm", "matmul", "mv", "dot", "addmm", "baddbmm", "addmv")},
+    **{f"aten.{name}": product for name in ("mm", "bmm", "matmul", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv")},
     "aten.einsum": einsum,
     "aten.outer": outer,
     **{

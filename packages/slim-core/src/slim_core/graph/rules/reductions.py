@@ -1,4 +1,8 @@
-"""Reductions, softmax and pooling: what is summed must be zero when masked; what is averaged or compared is frozen."""
+"""Reductions, softmax and pooling.
+
+What is summed must be zero when masked. A mean, a variance or the largest of the channels is a statistic over them, as
+in a layer norm: it goes on over the channels that stay. What depends on their number or order is frozen.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,8 @@ from slim_core.graph.types import Node, Ref
 
 SUMS = ("sum", "nansum", "count_nonzero")
 NORMS = ("norm", "linalg_vector_norm", "frobenius_norm")
-OTHERS = (
-    "mean", "nanmean", "max", "min", "amax", "amin", "argmax", "argmin", "aminmax", "prod", "any", "all", "std",
-    "var", "var_mean", "std_mean", "logsumexp", "median", "nanmedian", "mode", "kthvalue",
-)  # fmt: skip
+STATISTICS = ("mean", "nanmean", "max", "min", "amax", "amin", "aminmax", "std", "var", "var_mean", "std_mean")
+OTHERS = ("argmax", "argmin", "prod", "any", "all", "logsumexp", "median", "nanmedian", "mode", "kthvalue")
 #: keep the dimension, but mix along it
 ALONG = (
     "softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "sort", "topk", "cumprod",
@@ -59,6 +61,21 @@ def frozen(node: Node, ctx: Context) -> None:
     x: Ref = node.args["self"]
     for dim in _dims(node, ctx, x):
         ctx.protect(ctx.dims(x)[dim], f"{node.op.split('.')[1]} over channels")
+    _reduce(node, ctx, x)
+
+
+def statistic(node: Node, ctx: Context) -> None:
+    """Mean, variance, extremes: over channels as in a layer norm, unless the place of an extreme is asked for."""
+    x: Ref = node.args["self"]
+    places = [
+        index for index in node.outputs if ctx.graph.values[index].dtype.startswith("int")
+        and (ctx.consumers(index) or index in ctx.graph.outputs)
+    ]  # fmt: skip
+    if places and not ctx.value(x).dtype.startswith("int"):
+        frozen(node, ctx)
+        return
+    for dim in _dims(node, ctx, x):
+        ctx.takes_statistics(ctx.dims(x)[dim])
     _reduce(node, ctx, x)
 
 
@@ -121,7 +138,10 @@ def _pool(spatial: int) -> Rule:
 
 def _table() -> dict[str, Rule]:
     table: dict[str, Rule] = {}
-    for names, rule in ((SUMS, summed), (NORMS, normed), (OTHERS, frozen), (ALONG, along), (("cumsum",), cumulated)):
+    for names, rule in (
+        (SUMS, summed), (NORMS, normed), (STATISTICS, statistic), (OTHERS, frozen), (ALONG, along),
+        (("cumsum",), cumulated),
+    ):  # fmt: skip
         table |= {f"aten.{name}": rule for name in names}
     for spatial, sliding in SLIDING.items():
         table |= {f"aten.{name}": _pool(spatial) for name in sliding}

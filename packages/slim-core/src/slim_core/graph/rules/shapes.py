@@ -38,12 +38,59 @@ def view(node: Node, ctx: Context) -> None:
     dims: list[Labels | None] = []
     zero: list[bool] = []
     for before, after in _blocks(old, new):
-        merged = _merge([ctx.dims(x)[d] for d in before], [old[d] for d in before], ctx)
+        labels, sizes = [ctx.dims(x)[d] for d in before], [old[d] for d in before]
         labelled = [ctx.zero(x)[d] for d in before if ctx.dims(x)[d] is not None]
-        split = _split(merged, [new[d] for d in after], list(after), node, ctx)
-        dims += split
         zero += [bool(labelled) and all(labelled)] * len(after)
+        finer = _refined(labels, sizes, [new[d] for d in after]) if min(len(before), len(after)) > 1 else None
+        if finer is not None:
+            for parts in finer:
+                dims.append(_merge([part for part, _ in parts], [size for _, size in parts], ctx))
+            continue
+        merged = _merge(labels, sizes, ctx)
+        dims += _split(merged, [new[d] for d in after], list(after), node, ctx)
     ctx.set(dims, zero)
+
+
+def _refined(
+    labels: Sequence[Labels | None], old: Sequence[int], new: Sequence[int]
+) -> list[list[tuple[Labels | None, int]]] | None:
+    """Return for each new dimension the parts of old ones that it is merged from; ``None`` where that is not clear.
+
+    (L, batch·heads, D) becomes (L·batch, heads·D) by taking the middle apart, which needs no new equalities where it was
+    put together from the two before.
+    """
+    edges = sorted({*np.cumprod(old).tolist(), *np.cumprod(new).tolist()})
+    if any(right % left for left, right in zip([1, *edges], edges, strict=False)):
+        return None
+    parts: list[tuple[Labels | None, int]] = []
+    for own, start, end in zip(labels, [1, *np.cumprod(old).tolist()], np.cumprod(old).tolist(), strict=False):
+        inner = [edge for edge in edges if start <= edge <= end]
+        sizes = [right // left for left, right in zip([start, *inner], inner, strict=False) if right > left]
+        if own is None or len(sizes) < 2:
+            parts += [(own, size) for size in sizes] if own is None else [(own, end // start)]
+            continue
+        carrier = _unmixed(own.reshape(sizes))
+        if carrier is None:
+            return None
+        lines = np.moveaxis(own.reshape(sizes), carrier, 0).reshape(sizes[carrier], -1)
+        parts += [(np.ascontiguousarray(lines[:, 0]) if n == carrier else None, size) for n, size in enumerate(sizes)]
+    found: list[list[tuple[Labels | None, int]]] = []
+    rest = iter(parts)
+    for size in new:
+        taken: list[tuple[Labels | None, int]] = []
+        while int(np.prod([part for _, part in taken], dtype=np.int64)) < size:
+            taken.append(next(rest))
+        found.append(taken)
+    return found
+
+
+def _unmixed(table: Labels) -> int | None:
+    """Return the dimension along which all lines carry the same labels, if there is one."""
+    for n in range(table.ndim):
+        lines = np.moveaxis(table, n, 0).reshape(table.shape[n], -1)
+        if not (lines != lines[:, :1]).any():
+            return n
+    return None
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
@@ -74,9 +121,11 @@ def _merge(parts: Sequence[Labels | None], sizes: Sequence[int], ctx: Context) -
     carriers = [n for n, (labels, _) in enumerate(real) if labels is not None]
     if not carriers:
         return None
-    for extra in carriers[1:]:
-        ctx.freeze(real[extra][0], "is flattened together with another channel dimension")
-    carrier = carriers[0]
+    # entries that are all alike (a batch that was expanded) yield to a parameter's
+    carrier = next((n for n in carriers if ctx.of_state(real[n][0])), carriers[0])
+    for extra in carriers:
+        if extra != carrier:
+            ctx.freeze(real[extra][0], "is flattened together with another channel dimension")
     before = int(np.prod([size for _, size in real[:carrier]], dtype=np.int64))
     behind = int(np.prod([size for _, size in real[carrier + 1 :]], dtype=np.int64))
     labels = real[carrier][0]
@@ -100,8 +149,10 @@ def _split(merged: Labels | None, sizes: list[int], where: list[int], node: Node
     first = np.ascontiguousarray(lines[:, 0])
     if (lines != lines[:, :1]).any():
         ctx.equal.append((np.repeat(first, lines.shape[1] - 1), np.ascontiguousarray(lines[:, 1:]).ravel()))
-    if stream is not None:
+    if stream is not None and carrier < table.ndim - 1:  # heads come before the positions in them
         ctx.tie(ctx.tie_rows(stream, len(first)), first)
+    elif stream is not None:
+        ctx.tie(ctx.tie_columns(stream, len(stream) // len(first)), first)
     out[wide[carrier]] = first
     return out
 
@@ -115,10 +166,9 @@ def _readings(
     the stream: a forward that takes both widths from ``x.shape`` leaves no other way.
     """
     rank = table.ndim
-    for n in range(rank):  # one that needs no new equalities: a flattening that is undone
-        lines = np.moveaxis(table, n, 0).reshape(table.shape[n], -1)
-        if not (lines != lines[:, :1]).any():
-            return [(n, None)]
+    undone = _unmixed(table)
+    if undone is not None:  # one that needs no new equalities: a flattening that is undone
+        return [(undone, None)]
     size = node.args.get("size", node.args.get("shape", ()))
     inferred = [
         isinstance(size, tuple) and where[wide[n]] < len(size) and size[where[wide[n]]] == -1 for n in range(rank)
@@ -128,13 +178,21 @@ def _readings(
     if not _reaches_contraction(node, ctx):
         order = sorted(range(rank), key=lambda n: (apart[n], not inferred[n], -table.shape[n], -n))
         return [(n, None) for n in order]
-    # heads before positions: the size of a head sets the scale
-    heads = whole[-2] if len(whole) > 1 else rank - 1
+    # heads before positions: the size of a head usually sets the scale
+    heads = whole[max(len(whole) - 2, 0)] if whole else rank - 1
     order = sorted(range(rank), key=lambda n: (apart[n], n != heads, -n))
     stream = _stream(node.args["self"], ctx)
     width = int(np.prod([table.shape[n] for n in whole], dtype=np.int64))
-    tied = [(heads, stream)] if stream is not None and len(stream) == width else []
-    return [(heads, None), *tied, *((n, None) for n in order[1:])]
+    if stream is not None and len(stream) != width:
+        stream = None
+    tied = [] if stream is None else [(heads, stream)]
+    readings = [(heads, None), *tied, *((n, None) for n in order[1:])]
+    if ctx.prefer == "head_dim" and len(whole) > 1:
+        positions = whole[-1]
+        of_stream = [] if stream is None else [(positions, stream)]
+        rest = [reading for reading in readings if reading[0] != positions]
+        readings = [(positions, None), *of_stream, *rest]
+    return readings
 
 
 def _stream(ref: Ref, ctx: Context) -> Labels | None:

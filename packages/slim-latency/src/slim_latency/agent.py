@@ -54,7 +54,7 @@ _IDLE_ATTRIBUTES = {
     "spatial", "min", "max", "alpha", "beta", "to", "channels_last", "channels", "count_include_pad", "allowzero",
     "noop_with_empty_axes", "ceil_mode", "stash_type", "value", "saturate",
 }  # fmt: skip
-_POOLS = ("MaxPool", "AveragePool", "LpPool")
+_WINDOWS = ("MaxPool", "AveragePool", "LpPool", "NhwcMaxPool", "QLinearAveragePool")
 
 
 class Refused(Exception):
@@ -306,9 +306,11 @@ def kernel_key(
     large = [item for item in inputs if len(item[1]) > 1] or list(inputs)
     left = " ".join(_tensor(*item) for item in large)
     right = " ".join(_tensor(*item) for item in outputs)
+    # weights that were packed when the file was loaded are not shown: then the window has to be told
+    hidden = "Conv" in op and len(large) < 2
     told = {}
     for name, value in sorted(attributes.items()):
-        if name in _IDLE_ATTRIBUTES and not (name == "kernel_shape" and op in _POOLS):
+        if name in _IDLE_ATTRIBUTES and not (name == "kernel_shape" and (hidden or op in _WINDOWS)):
             continue
         if name in ("strides", "dilations") and all(item == 1 for item in value):
             continue
@@ -473,26 +475,43 @@ def runtime_facts() -> dict[str, Any]:
     return {"name": "onnxruntime", "version": ort.__version__, "provider": "CPUExecutionProvider"}
 
 
-def layout_block(threads: int = 1) -> int:
+def layout_block() -> int:
     """Return how many channels the runtime packs together at level "all" (8 or 16), or 0 when it packs none: read from
-    the graph that it makes of one convolution.
+    the graph that it makes of one convolution from three channels to one.
     """
-    import onnxruntime as ort
-
-    del ort
+    weights = b"".join(_number_field(1, size) for size in (1, 3, 3, 3)) + _number_field(2, 1) + _message(8, b"w")
+    weights += _message(9, np.ones(27, np.float32).tobytes())
+    probe = _onnx([("Conv", [b"x", b"w"], b"y")], weights, (1, 3, 8, 8), (1, 1, 6, 6))
     with tempfile.TemporaryDirectory() as folder:
         source, target = os.path.join(folder, "probe.onnx"), os.path.join(folder, "made.onnx")
-        Path(source).write_bytes(_probe())
-        open_session(source, threads, "all", optimized=target)
+        Path(source).write_bytes(probe)
+        open_session(source, 1, "all", optimized=target)
         data = Path(target).read_bytes()
     for field, graph in _fields(memoryview(data)):
-        if field != 7:
-            continue
-        packed = any(_node(value).domain.endswith("nchwc") for number, value in _fields(graph) if number == 1)
-        if packed:
-            widths = [_dims(value)[0] for number, value in _fields(graph) if number == 5 and len(_dims(value)) == 4]
-            return max(widths, default=0)
+        if field == 7 and any(_node(value).domain.endswith("nchwc") for number, value in _fields(graph) if number == 1):
+            shapes = [_dims(value) for number, value in _fields(graph) if number == 5]
+            return max((shape[0] for shape in shapes if len(shape) == 4), default=0)
     return 0
+
+
+def profiler_overhead(threads: int, level: str) -> float:
+    """Return the microseconds that the profiler adds to each kernel: what it says of the kernels of a chain of tiny
+    operators, without what one more of them adds to the time of a whole call.
+    """
+    times, lengths = [], (20, 120)
+    with tempfile.TemporaryDirectory() as folder:
+        for length in lengths:
+            names = [b"x"] + [b"v%d" % number for number in range(length - 1)] + [b"y"]
+            nodes = [("Sqrt", [names[number]], names[number + 1]) for number in range(length)]
+            path = os.path.join(folder, "chain.onnx")
+            Path(path).write_bytes(_onnx(nodes, b"", (1, 16), (1, 16)))
+            session = open_session(path, threads, level)
+            feeds = draw_inputs(session, None, 1, 0)
+            run = session.run
+            times.append(min(call_times(lambda: run(None, feeds), 20, 50.0, 300)) * 1e3)  # noqa: B023  used at once
+        kernels, _ = profiled_calls(path, threads, level, feeds, 10, 50)
+    told = sum(trimmed(kernel.micros) for kernel in kernels) / max(len(kernels), 1)
+    return round(max(told - max(times[1] - times[0], 0.0) / (lengths[1] - lengths[0]), 0.0), 3)
 
 
 def _dims(tensor: Any) -> list[int]:
@@ -503,25 +522,28 @@ def _dims(tensor: Any) -> list[int]:
     return found
 
 
-def _probe() -> bytes:
-    """Return an ONNX file with one 3x3 convolution from three channels to one, written by hand."""
-
-    def message(field: int, data: bytes) -> bytes:
-        return bytes([field << 3 | 2]) + _size(len(data)) + data
-
-    def number(field: int, value: int) -> bytes:
-        return bytes([field << 3]) + _size(value)
+def _onnx(nodes: Sequence[Any], weights: bytes, source: Sequence[int], target: Sequence[int]) -> bytes:
+    """Return an ONNX file from ``x`` to ``y``, written by hand; nodes are (operator, inputs, output)."""
 
     def value_info(name: bytes, shape: Sequence[int]) -> bytes:
-        dims = b"".join(message(1, number(1, size)) for size in shape)
-        return message(1, name) + message(2, message(1, number(1, 1) + message(2, dims)))
+        dims = b"".join(_message(1, _number_field(1, size)) for size in shape)
+        return _message(1, name) + _message(2, _message(1, _number_field(1, 1) + _message(2, dims)))
 
-    weights = b"".join(number(1, size) for size in (1, 3, 3, 3)) + number(2, 1) + message(8, b"w")
-    weights += message(9, np.ones(27, np.float32).tobytes())
-    node = message(1, b"x") + message(1, b"w") + message(2, b"y") + message(3, b"conv") + message(4, b"Conv")
-    graph = message(1, node) + message(2, b"probe") + message(5, weights)
-    graph += message(11, value_info(b"x", (1, 3, 8, 8))) + message(12, value_info(b"y", (1, 1, 6, 6)))
-    return number(1, 8) + message(8, message(1, b"") + number(2, 17)) + message(7, graph)
+    graph = b""
+    for op, inputs, output in nodes:
+        node = b"".join(_message(1, name) for name in inputs) + _message(2, output)
+        graph += _message(1, node + _message(3, b"make_" + output) + _message(4, op.encode()))
+    graph += _message(2, b"probe") + (_message(5, weights) if weights else b"")
+    graph += _message(11, value_info(b"x", source)) + _message(12, value_info(b"y", target))
+    return _number_field(1, 8) + _message(8, _message(1, b"") + _number_field(2, 17)) + _message(7, graph)
+
+
+def _message(field: int, data: bytes) -> bytes:
+    return bytes([field << 3 | 2]) + _size(len(data)) + data
+
+
+def _number_field(field: int, value: int) -> bytes:
+    return bytes([field << 3]) + _size(value)
 
 
 def _size(value: int) -> bytes:
@@ -628,7 +650,8 @@ def run_bundle(folder: str, say: Callable[[str], object], settings: dict[str, An
     }  # fmt: skip
     if not log.rows:
         block = layout_block() if given["level"] == "all" else 0
-        log.append(dict(header, device=device_facts(), layout_block=block))
+        overhead = profiler_overhead(given["threads"], given["level"])
+        log.append(dict(header, device=device_facts(), layout_block=block, profiler_overhead_us=overhead))
     first = {key: log.rows[0].get(key) for key in header}
     if first != header:
         raise Refused("results.jsonl belongs to another bundle, runtime or setting: move it away to start anew")

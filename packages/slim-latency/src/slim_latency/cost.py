@@ -31,7 +31,7 @@ class LatencyCost:
     """
 
     unit: str = "ms"
-    runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+    runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "paddleslim")
 
     def __init__(self, table: DeviceTable) -> None:
         name = table.header.get("runtime", {}).get("name")

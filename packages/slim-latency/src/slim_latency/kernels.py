@@ -22,6 +22,9 @@ _BYTES = {"f64": 8, "i64": 8, "u64": 8, "f32": 4, "i32": 4, "u32": 4, "f16": 2, 
 _CONVS = ("Conv", "FusedConv", "QLinearConv", "ConvInteger", "NhwcFusedConv", "ConvTranspose")
 _PRODUCTS = ("Gemm", "MatMul", "FusedMatMul", "FusedGemm", "QLinearMatMul", "MatMulInteger", "QGemm",
              "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits")  # fmt: skip
+#: operators that keep channels in the last place
+_CHANNELS_LAST = ("QLinearConv.microsoft", "NhwcMaxPool.microsoft", "NhwcFusedConv.microsoft",
+                  "QLinearAveragePool.microsoft", "QLinearGlobalAveragePool.microsoft")  # fmt: skip
 #: activations that cost as much as nothing when they are fused, because a register is clamped
 _FREE = ("", "Relu", "Clip")
 
@@ -55,8 +58,9 @@ class Kernel:
     def family(self) -> str:
         """The kind of work: kernels of a family are predicted by one regressor."""
         name, kind = self.op, self.inputs[0][0] if self.inputs else ""
-        if self.is_conv:
-            weight, groups = self.inputs[1][1], int(self.attributes.get("group", 1))
+        weight = self.weight
+        if weight:
+            groups = int(self.attributes.get("group", 1))
             if groups > 1:
                 form = "depthwise" if weight[1] == 1 else "grouped"
             elif name == "Conv.nchwc" and self.inputs[0][1][1] == weight[1] and weight[1] < 16:
@@ -67,17 +71,49 @@ class Kernel:
         return name if kind in ("f32", "") else f"{name}:{kind}"
 
     @property
-    def is_conv(self) -> bool:
-        return self.op.split(".")[0] in _CONVS and len(self.inputs) > 1 and len(self.inputs[1][1]) >= 3
+    def weight(self) -> tuple[int, ...]:
+        """Shape of a convolution's weight, ``(out, in per group, height, width)``; empty for everything else.
+
+        It is told by the window and the channels where the runtime packed the weight and does not show it.
+        """
+        if self._base not in _CONVS or not self.inputs or len(self.inputs[0][1]) < 3:
+            return ()
+        if len(self.inputs) > 1 and len(self.inputs[1][1]) >= 3 and not self._last:
+            return self.inputs[1][1]
+        window = self.attributes.get("kernel_shape")
+        spatial = len(self.inputs[0][1]) - 2
+        groups = int(self.attributes.get("group", 1))
+        made = self._first(self.outputs[0][1])[1]
+        return (made, self.source[1] // groups, *(_numbers(window) if window else (1,) * spatial))
+
+    @property
+    def source(self) -> tuple[int, ...]:
+        """Shape of the first input, channels in the second place."""
+        return self._first(self.inputs[0][1]) if self.inputs else ()
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        """Shape of the first output, channels in the second place."""
+        return self._first(self.outputs[0][1]) if self.outputs else ()
+
+    @property
+    def _base(self) -> str:
+        return self.op.split(".")[0]
+
+    @property
+    def _last(self) -> bool:
+        return self.op in _CHANNELS_LAST
+
+    def _first(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0], shape[-1], *shape[1:-1]) if self._last and len(shape) > 2 else shape
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates that the kernel does, padding channels included."""
-        out = prod(self.outputs[0][1]) if self.outputs else 0
-        if self.is_conv:
-            weight = self.inputs[1][1]
+        out, weight = prod(self.target) if self.outputs else 0, self.weight
+        if weight:
             return out * prod(weight[1:])
-        if self.op.split(".")[0] in _PRODUCTS and self.inputs:
+        if self._base in _PRODUCTS and self.inputs:
             shape = self.inputs[0][1]
             inner = shape[0] if self.attributes.get("transA") == "1" else shape[-1] if shape else 1
             return out * inner
@@ -85,40 +121,41 @@ class Kernel:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the second operand of convolutions and matrix products."""
-        if not self.is_conv and self.op.split(".")[0] not in _PRODUCTS:
+        """Bytes of the second operand of convolutions and matrix products, shown or not."""
+        size = _BYTES.get(self.inputs[0][0], 1) if self.inputs else 1
+        if self.weight:
+            return prod(self.weight) * size
+        if self._base not in _PRODUCTS or not self.inputs:
             return 0
         if len(self.inputs) > 1:
             return nbytes(self.inputs[1])
-        # the profiler does not show weights that were packed when the file was loaded
-        kind, shape = self.inputs[0] if self.inputs else ("", (1,))
-        return shape[-1] * self.outputs[0][1][-1] * _BYTES.get(kind, 1)
+        return self.inputs[0][1][-1] * self.outputs[0][1][-1] * size
 
     @property
-    def bytes(self) -> int:
-        """Bytes of all tensors that it reads and writes."""
-        hidden = self.weight_bytes if len(self.inputs) == 1 else 0
-        return hidden + sum(map(nbytes, (*self.inputs, *self.outputs)))
+    def _activations(self) -> tuple[int, int]:
+        """Bytes of the tensors that it reads beside the weight, and of those that it writes."""
+        data = self.inputs
+        if len(data) > 1 and (self._base in _PRODUCTS or (self.weight and data[1][1] == self.weight)):
+            data = (data[0], *data[2:])
+        return sum(map(nbytes, data)), sum(map(nbytes, self.outputs))
 
     def work(self) -> tuple[float, ...]:
         """Return the amounts in :data:`WORK`: what a kernel's time is a sum of, as a first approximation."""
-        source = self.inputs[0][1] if self.inputs else ()
-        target = self.outputs[0][1] if self.outputs else ()
-        weights = self.weight_bytes
-        read = sum(map(nbytes, self.inputs)) - (weights if len(self.inputs) > 1 else 0)
-        written = sum(map(nbytes, self.outputs))
+        target, weight = self.target, self.weight
+        read, written = self._activations
         lines = (target[0] if target else 1) * (target[2] if len(target) > 2 else 1)
         lines *= target[1] if len(target) > 1 else 1
-        passes = lines * prod(self.inputs[1][1][1:-1]) if self.is_conv else lines * (source[-1] if source else 1)
-        return (1.0, float(self.macs), float(read), float(written), float(weights), float(lines), float(passes))
+        last = self.inputs[0][1][-1] if self.inputs and self.inputs[0][1] else 1
+        passes = lines * (prod(weight[1:-1]) if weight else last)
+        amounts = (1, self.macs, read, written, self.weight_bytes, lines, passes)
+        return tuple(float(amount) for amount in amounts)
 
     def features(self) -> tuple[float, ...]:
         """Return logarithms of the sizes in :data:`FEATURES`."""
-        source = self.inputs[0][1] if self.inputs else ()
-        target = self.outputs[0][1] if self.outputs else ()
+        source, target, weight = self.source, self.target, self.weight
         window = stride = 1
-        if self.is_conv:
-            window = prod(self.inputs[1][1][2:])
+        if weight:
+            window = prod(weight[2:])
         elif "kernel_shape" in self.attributes:
             window = prod(_numbers(self.attributes["kernel_shape"]))
         if "strides" in self.attributes:
@@ -126,7 +163,8 @@ class Kernel:
         channels = source[1] if len(source) > 1 else 1
         made = target[1] if len(target) > 1 else 1
         positions = prod(target[2:]) * (target[0] if target else 1)
-        sizes = (self.macs, self.bytes, self.weight_bytes, channels, made, positions, window, stride)
+        moved = sum(self._activations) + self.weight_bytes
+        sizes = (self.macs, moved, self.weight_bytes, channels, made, positions, window, stride)
         costly = 0.0 if self.attributes.get("activation", "") in _FREE else 1.0
         return (*(log2(1 + max(size, 0)) for size in sizes), float(len(self.inputs)), costly)
 

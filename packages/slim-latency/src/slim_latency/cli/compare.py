@@ -1,4 +1,4 @@
-"""``slim latency``: time exported files against each other, and list the runtimes that can."""
+"""``slim latency compare`` and ``backends``: time exported files against each other, and list the runtimes that can."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ if TYPE_CHECKING:
     from slim_core.workload import Inputs
 
 
-@click.group("latency")
-def latency() -> None:
-    """Time exported models on real runtimes."""
-
-
-@latency.command("compare")
+@click.command("compare")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--backend", default="onnxruntime", show_default=True, help="The runtime: `slim latency backends`.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples per call.")
@@ -58,7 +53,7 @@ def compare(
 
     if report is not None:
         require_folder(report)
-    names = _names(files)
+    names = names_of(files)
     runtime = app.registry.get("backends", backend)()
     runtime.available()
     sessions: dict[str, Session] = {}
@@ -85,7 +80,7 @@ def compare(
     app.output.emit(data, lambda: _with_differences(show(result), differences), line)
 
 
-@latency.command("backends")
+@click.command("backends")
 @click.pass_obj
 def backends(app: App) -> None:
     """List the runtimes that are registered, whether they work here, and the machine."""
@@ -104,7 +99,7 @@ def backends(app: App) -> None:
     app.output.emit({"backends": rows, "device": device.to_json()}, lambda: _table(rows, str(device)), usable)
 
 
-def _names(files: tuple[Path, ...]) -> list[str]:
+def names_of(files: tuple[Path, ...]) -> list[str]:
     """Return the shortest ends of the paths that tell them apart."""
     for depth in range(1, max(len(file.parts) for file in files) + 1):
         names = [str(Path(*file.parts[-depth:])) for file in files]
@@ -121,10 +116,10 @@ def _inputs(session: Any, file: Path | None, batch: int, shapes: tuple[str, ...]
     signature = getattr(session, "inputs", None)
     if signature is None:
         raise MeasureError("this backend does not say what inputs its files take", hint="give them: --inputs FILE.npz")
-    return draw(signature, batch=batch, shapes=dict(_shape(text) for text in shapes), seed=seed)
+    return draw(signature, batch=batch, shapes=dict(shape_of(text) for text in shapes), seed=seed)
 
 
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+def shape_of(text: str) -> tuple[str, tuple[int, ...]]:
     name, _, sizes = text.partition("=")
     try:
         return name, tuple(int(size) for size in sizes.split(","))

@@ -51,6 +51,7 @@ class OrderData(StrictConfig):
     group: Annotated[str, Field(max_length=512)]
     name: Name
     dim: Annotated[int, Field(ge=0, lt=16)]
+    size: Count
 
 
 class FileData(StrictConfig):
@@ -76,7 +77,7 @@ def write(plan: SparsityPlan, path: str | os.PathLike[str]) -> None:
     """
     data = {key: value for key, value in plan.to_json().items() if key in FileData.model_fields}
     weights = [{key: row[key] for key in ("name", "shape", "kept", "axis")} for row in data["weights"]]
-    orders = [{key: row[key] for key in ("group", "name", "dim")} for row in data["orders"]]
+    orders = [{key: row[key] for key in ("group", "name", "dim", "size")} for row in data["orders"]]
     text = json.dumps(
         {**data, "format": FORMAT, "version": VERSION, "weights": weights, "orders": orders},
         sort_keys=True, allow_nan=False,
@@ -119,7 +120,7 @@ def read(path: str | os.PathLike[str]) -> SparsityPlan:
     if len(masks) != len(data.weights):
         raise SparsityError("a weight stands there twice", where=where)
     orders = tuple(
-        Order(row.group, row.name, row.dim, _order(index, tensors.pop(f"order/{index}", None)))
+        Order(row.group, row.name, row.dim, _order(index, row.size, tensors.pop(f"order/{index}", None)))
         for index, row in enumerate(data.orders)
     )
     if tensors:
@@ -155,9 +156,9 @@ def _mask(row: WeightData, stored: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return bits[:count].astype(bool).reshape(row.shape)
 
 
-def _order(index: int, stored: Any) -> Any:
-    if stored is None or stored.dtype != np.int32 or stored.ndim != 1:
-        raise SparsityError(f"order {index} is no list of indices")
+def _order(index: int, size: int, stored: Any) -> Any:
+    if stored is None or stored.dtype != np.int32 or stored.shape != (size,):
+        raise SparsityError(f"order {index} is no list of {size} indices")
     order = stored.astype(np.int64)
     if not np.array_equal(np.sort(order), np.arange(len(order))):
         raise SparsityError(f"order {index} does not hold each index once")

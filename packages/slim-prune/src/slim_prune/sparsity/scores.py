@@ -63,11 +63,9 @@ def score_all(
         found = {target.name: _array(target.tensor.detach().abs()) for target in targets}
     elif importance in CRITERIA:
         label = importance
-        if task is None or train is None:
-            raise DataError(
-                f"the importance '{importance}' needs gradients, so a task and training data",
-                hint="pass task=… and train=…, or importance='magnitude'",
-            )
+        require_data(importance, task, train)
+        assert task is not None  # noqa: S101 - just checked
+        assert train is not None  # noqa: S101
         slopes = gradients(model, targets, task, train, batches=batches, progress=progress)
         found = {}
         for target in targets:
@@ -82,6 +80,19 @@ def score_all(
     for target in targets:
         check_scores(target.name, found[target.name], tuple(target.tensor.shape))
     return label, found
+
+
+def require_data(importance: str | Criterion, task: Task | None, train: DataSource | None) -> None:
+    """Check that there is data for a criterion that needs it.
+
+    Raises:
+        DataError: there is none.
+    """
+    if importance in CRITERIA[1:] and (task is None or train is None):
+        raise DataError(
+            f"the importance '{importance}' needs gradients, so a task and training data",
+            hint="pass task=… and train=…, or importance='magnitude'",
+        )
 
 
 def gradients(

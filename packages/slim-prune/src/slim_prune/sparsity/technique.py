@@ -16,7 +16,7 @@ from slim_prune.sparsity.errors import SparsityError
 from slim_prune.sparsity.orders import Order, reorder_
 from slim_prune.sparsity.planning import check_figures, plan
 from slim_prune.sparsity.schemes import NM, Block, Scheme, resolve
-from slim_prune.sparsity.scores import BATCHES, CRITERIA
+from slim_prune.sparsity.scores import BATCHES, require_data
 from slim_prune.sparsity.sparsity_plan import SparsityPlan
 
 #: What every run says: the step promises a smaller file, and nothing else.
@@ -107,11 +107,10 @@ class SparsityPruning:
         Raises:
             BudgetError: the budget is out of reach.
             PatternError: a pattern matches nothing.
+        DataError: the importance needs data, and there is none.
         """
-        scheme = resolve(config.scheme)
-        planned = _plan(workload, config, _still(scheme), "magnitude", run)
-        if config.importance != CRITERIA[0] and (workload.task is None or workload.train is None):
-            raise SparsityError(f"the importance '{config.importance}' needs training data and a task")
+        require_data(config.importance, workload.task, workload.train)
+        planned = _plan(workload, config, _still(resolve(config.scheme)), "magnitude", run)
         return workload.with_model(planned.apply(workload.model), planned.transform())
 
     def run(self, workload: Workload, config: SparsityConfig, run: Run) -> StepResult:

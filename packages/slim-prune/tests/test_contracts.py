@@ -19,6 +19,7 @@ from slim_prune import importance as importances
 from slim_prune.context import Context
 from slim_prune.importance.magnitude import l1, l2
 from slim_prune.importance.random import random
+from slim_prune.importance.slimming_step import SlimmingTraining
 from slim_prune.plugin import IMPORTANCES
 from slim_prune.record import ChannelsReplayer
 from slim_prune.technique import UniformPruning
@@ -35,6 +36,13 @@ class TestUniformPruningWithFineTuning(TechniqueContract):
     def case(self) -> TechniqueCase:
         fit = {"epochs": 1, "lr": 0.01, "device": "cpu"}
         return TechniqueCase(UniformPruning, config={"budget": {"params": 0.5}, "round_to": 1, "fit": fit})
+
+
+class TestSlimmingTraining(TechniqueContract):
+    @pytest.fixture
+    def case(self) -> TechniqueCase:
+        fit = {"epochs": 1, "lr": 0.01, "device": "cpu"}
+        return TechniqueCase(SlimmingTraining, config={"strength": 0.01, "exclude": ["norm"], "fit": fit})
 
 
 class TestChannelsReplayer(ReplayerContract):

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from slim_prune.errors import PlanError as PlanError
     from slim_prune.evolution.result import SearchResult as SearchResult
     from slim_prune.evolution.search import search as search
+    from slim_prune.importance.slimming import Slimming as Slimming
+    from slim_prune.importance.slimming import norm_scales as norm_scales
+    from slim_prune.importance.slimming import scale_penalty as scale_penalty
     from slim_prune.planning import plan as plan
     from slim_prune.prune_plan import PrunePlan as PrunePlan
     from slim_prune.recalibration import recalibrate as recalibrate
@@ -43,12 +46,15 @@ _LAZY = {
     "PrunePlan": "slim_prune.prune_plan",
     "Rollback": "slim_prune.rollback",
     "SearchResult": "slim_prune.evolution.result",
+    "Slimming": "slim_prune.importance.slimming",
     "SoftPruning": "slim_prune.schedules.soft",
     "Stepwise": "slim_prune.schedules.stepwise",
     "compose": "slim_prune.compose",
+    "norm_scales": "slim_prune.importance.slimming",
     "plan": "slim_prune.planning",
     "prune_iteratively": "slim_prune.schedules.iterative",
     "recalibrate": "slim_prune.recalibration",
+    "scale_penalty": "slim_prune.importance.slimming",
     "search": "slim_prune.evolution.search",
     "sensitivity": "slim_prune.sensitivity.analysis",
 }

@@ -54,6 +54,7 @@ def slim_register_techniques(register: Register) -> None:
     register("prune.global", Lazy("slim_prune.techniques", "GlobalPruning"))
     register("prune.latency", Lazy("slim_prune.techniques", "LatencyPruning"))
     register("prune.sensitivity", Lazy("slim_prune.sensitivity.technique", "SensitivityPruning"))
+    register("prune.slimming", Lazy("slim_prune.importance.slimming_step", "SlimmingTraining"))
     register("prune.sparsity", Lazy("slim_prune.sparsity.technique", "SparsityPruning"))
 
 

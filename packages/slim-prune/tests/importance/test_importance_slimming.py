@@ -11,9 +11,12 @@ from torch import nn
 
 import slim_prune
 from slim_core.errors import PatternError, SlimError
+from slim_core.registry import Registry
+from slim_core.technique import Run
 from slim_core.training import FitConfig, fit
 from slim_core.workload import Workload
 from slim_prune.importance.slimming import Slimming, norm_scales, scale_penalty
+from slim_prune.importance.slimming_step import SlimmingConfig, SlimmingTraining
 
 
 class Small(nn.Module):
@@ -112,3 +115,30 @@ def test_the_smallest_scales_are_the_ones_that_are_pruned(model) -> None:
     for layer, norm in (("body.0", model.body[1]), ("more.0", model.more[1])):
         kept = set(plan.kept[layer])
         assert kept == set(norm.weight.detach().abs().topk(len(kept)).indices.tolist())
+
+
+def test_a_recipe_step_trains_with_the_penalty_and_reports_the_scales(model, tmp_path) -> None:
+    config = SlimmingConfig.model_validate(
+        {"strength": 0.3, "include": ["body"], "fit": {"epochs": 3, "lr": 0.05, "device": "cpu"}}
+    )
+    run = Run(folder=tmp_path, seed=0, registry=Registry())
+    result = SlimmingTraining().run(workload(model), config, run)
+    by_hand = fit(workload(model), config.fit, callbacks=[Slimming(0.3, include=["body"])]).workload.model
+    expected, found = by_hand.state_dict(), result.workload.model.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert result.workload.transforms == ()
+    scales = found["body.1.weight"].abs()
+    (row,) = result.details["layers"]
+    assert row["name"] == "body.1.weight"
+    assert row["scales"] == 8
+    assert row["below 0.01"] == int((scales < 0.01).sum())
+    assert row["median scale"] == pytest.approx(float(scales.median()))
+    assert result.notes == (f"{row['below 0.01']} of 8 norm scales are below 0.01, in 1 layers",)
+
+
+def test_a_rehearsal_finds_patterns_that_match_nothing(model, tmp_path) -> None:
+    run = Run(folder=tmp_path, seed=0, registry=Registry())
+    with pytest.raises(PatternError, match="did you mean 'body'"):
+        SlimmingTraining().rehearse(workload(model), SlimmingConfig(include=["boddy"]), run)
+    given = workload(model)
+    assert SlimmingTraining().rehearse(given, SlimmingConfig(), run) is given

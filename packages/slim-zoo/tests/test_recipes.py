@@ -26,8 +26,11 @@ def test_shipped_recipes_are_valid(registry, name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_recipes_prune_quantize_export_and_measure(registry, name):
     data = find_source(name, registry).data
-    assert [step["kind"] for step in data["steps"]] == ["prune.uniform", "quant.ptq"]
-    assert data["steps"][0]["budget"] == {"macs": 0.5}
+    first, *rest = data["steps"]
+    assert first["kind"].startswith("prune.")
+    assert first["budget"]["macs"] <= 0.5
+    # hard-swish and squeeze-and-excitation are slower as integers on this runtime
+    assert [step["kind"] for step in rest] == ([] if "mobilenet_v3" in name else ["quant.ptq"])
     assert data["export"] == {"format": "onnx"}
     assert data["measure"] == {"backends": ["onnxruntime"], "batch": [1, 32]}
 

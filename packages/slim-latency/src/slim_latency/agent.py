@@ -563,6 +563,7 @@ class Log:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._lock = _locked(path + ".lock")
         self.rows: list[dict[str, Any]] = []
         self._last = "start"
         whole = 0
@@ -578,6 +579,9 @@ class Log:
                 with open(path, "rb+") as handle:
                     handle.truncate(whole)
 
+    def close(self) -> None:
+        self._lock.close()
+
     def append(self, row: dict[str, Any]) -> None:
         row = dict(row, previous=self._last)
         row["hash"] = self._last = _digest(row)
@@ -586,6 +590,25 @@ class Log:
             handle.flush()
             os.fsync(handle.fileno())
         self.rows.append(row)
+
+
+def _locked(path: str) -> Any:
+    """Return an open file that only one process holds; the lock ends with the process, however that ends.
+
+    Raises:
+        Refused: another process holds it.
+    """
+    handle = open(path, "ab")  # noqa: SIM115  it stays open as long as the log
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # no such locks on this system
+        pass
+    except OSError:
+        handle.close()
+        raise Refused("another agent is measuring this bundle") from None
+    return handle
 
 
 def _checked(line: bytes, previous: str, number: int) -> dict[str, Any]:
@@ -644,26 +667,44 @@ def run_bundle(folder: str, say: Callable[[str], object], settings: dict[str, An
     given = dict(SETTINGS, **manifest.get("settings", {}))
     given.update(settings or {})
     log = Log(os.path.join(folder, "results.jsonl"))
-    runtime = runtime_facts()
+    try:
+        _begin(log, manifest, given)
+        return _measure(log, folder, manifest, given, say)
+    finally:
+        log.close()
+
+
+def _begin(log: Log, manifest: dict[str, Any], given: dict[str, Any]) -> None:
+    """Write the header, or check that the one that is there belongs to this run."""
+    device = device_facts()
     header = {
-        "kind": "header", "schema": SCHEMA, "manifest": manifest["hash"], "runtime": runtime, "settings": given,
+        "kind": "header", "schema": SCHEMA, "manifest": manifest["hash"], "runtime": runtime_facts(), "settings": given,
     }  # fmt: skip
     if not log.rows:
         block = layout_block() if given["level"] == "all" else 0
         overhead = profiler_overhead(given["threads"], given["level"])
-        log.append(dict(header, device=device_facts(), layout_block=block, profiler_overhead_us=overhead))
-    first = {key: log.rows[0].get(key) for key in header}
-    if first != header:
-        raise Refused("results.jsonl belongs to another bundle, runtime or setting: move it away to start anew")
+        log.append(dict(header, device=device, layout_block=block, profiler_overhead_us=overhead))
+        return
+    first = log.rows[0]
+    same = {key: first.get(key) for key in header}
+    same["settings"] = dict(first.get("settings") or {}, rounds=given["rounds"])  # more rounds may be added
+    where = ("cpu", "affinity", "architecture")
+    if same != header or [first["device"].get(key) for key in where] != [device[key] for key in where]:
+        raise Refused(
+            "results.jsonl belongs to another bundle, runtime, setting or set of cores: move it away to start anew"
+        )
+
+
+def _measure(
+    log: Log, folder: str, manifest: dict[str, Any], given: dict[str, Any], say: Callable[[str], object]
+) -> int:
     done = {(row["round"], row["model"]) for row in log.rows if row["kind"] == "sample"}
     total = sum(Path(folder, entry["file"]).stat().st_size for entry in manifest["models"])
-    keep = total * 3 < (_memory() or 4e9) / 4
-    models = {
-        entry["name"]: Model(
-            entry["name"], os.path.join(folder, entry["file"]), dict(given, shapes=entry.get("shapes")), keep
-        )
-        for entry in manifest["models"]
-    }
+    keep = total * 3 < (_memory() or 4e9) / 4  # sessions stay open where there is room for all of them
+    models = {}
+    for entry in manifest["models"]:
+        settings = dict(given, shapes=entry.get("shapes"))
+        models[entry["name"]] = Model(entry["name"], os.path.join(folder, entry["file"]), settings, keep)
     added = 0
     for number in range(given["rounds"]):
         for name in order_of(list(models), given["seed"], number):

@@ -27,7 +27,7 @@ class SlimmingConfig(StrictConfig):
     """Globs over module paths whose norms are made sparse; empty: all."""
     exclude: list[str] = Field(default_factory=list)
     """Globs over module paths whose norms are left alone; they win over ``include``."""
-    fit: FitConfig = Field(default_factory=FitConfig)
+    fit: FitConfig = Field(default_factory=lambda: FitConfig.model_validate({}))
     """How to train."""
 
 

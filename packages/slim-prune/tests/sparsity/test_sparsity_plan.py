@@ -269,7 +269,10 @@ def test_notes_say_what_is_left_empty_dense_or_coarse() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, groups=8))
     with torch.no_grad():
         model[0].weight.mul_(1e-6)
-    assert any("nothing is left of 0.weight" in note for note in sparsity.plan(model, sparsity=0.9).notes)
+    assert any(
+        "nothing is left of 0.weight" in note
+        for note in sparsity.plan(model, scheme=Unstructured(floor=0), sparsity=0.9).notes
+    )
     assert any("1.weight: too few inputs" in note for note in sparsity.plan(model, scheme="2:4").notes)
     coarse = sparsity.plan(model, scheme=Block((8, 8)), sparsity=0.4, include="0")
     assert any("blocks are coarse" in note for note in coarse.notes)

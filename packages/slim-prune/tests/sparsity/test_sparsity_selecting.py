@@ -42,7 +42,7 @@ def test_global_ranking_is_that_of_a_stable_sort(seed, levels, share) -> None:
     scores = drawn(seed, levels)
     total = sum(values.size for values in scores.values())
     kept = whole(total, share)
-    masks = select(Unstructured(), scores, AXES, kept)
+    masks = select(Unstructured(floor=0), scores, AXES, kept)
     expected = by_sorting(scores, kept)
     assert all(np.array_equal(masks[name], expected[name]) for name in scores)
     assert sum(int(mask.sum()) for mask in masks.values()) == kept
@@ -62,7 +62,7 @@ def test_each_layer_keeps_the_same_share_of_its_own_best(seed, levels, share) ->
 
 def test_what_is_fixed_does_not_compete() -> None:
     scores = drawn(0, 1000)
-    masks = select(Unstructured(), scores, AXES, 10, {"b": 5})
+    masks = select(Unstructured(floor=0), scores, AXES, 10, {"b": 5})
     assert np.array_equal(masks["b"], by_sorting({"b": scores["b"]}, 5)["b"])
     expected = by_sorting({name: scores[name] for name in ("a", "c")}, 10)
     assert all(np.array_equal(masks[name], expected[name]) for name in ("a", "c"))
@@ -70,11 +70,12 @@ def test_what_is_fixed_does_not_compete() -> None:
 
 def test_a_floor_holds_every_layer_up_and_the_rest_competes() -> None:
     scores = {"a": np.arange(1, 25.0).reshape(4, 6), "c": np.arange(35.0).reshape(7, 5) / 1000}
-    masks = select(Unstructured(floor=0.2), scores, AXES, 20)
-    assert int(masks["c"].sum()) == 7
-    assert int(masks["a"].sum()) == 13
-    assert np.array_equal(masks["a"].reshape(-1), np.arange(24) >= 11)
-    assert not select(Unstructured(), scores, AXES, 20)["c"].any()
+    masks = select(Unstructured(floor=0.5), scores, AXES, 20)
+    assert int(masks["c"].sum()) == int(0.5 * 20 / 59 * 35) == 5
+    assert int(masks["a"].sum()) == 15
+    assert np.array_equal(masks["a"].reshape(-1), np.arange(24) >= 9)
+    assert np.array_equal(masks["c"].reshape(-1), np.arange(35) >= 30)
+    assert not select(Unstructured(floor=0), scores, AXES, 20)["c"].any()
 
 
 @pytest.mark.parametrize("scheme", [Unstructured(), Block((2, 2))])
@@ -117,7 +118,7 @@ def blocks(values: np.ndarray, scheme: Block, axis: int) -> list[list[tuple[int,
 )  # fmt: skip
 def test_blocks_stay_whole_by_their_mean_score(seed, shape, layout, share, levels) -> None:
     scores = drawn(seed, levels)
-    scheme = Block(shape, layout)
+    scheme = Block(shape, layout, floor=0)
     kept = whole(sum(values.size for values in scores.values()), share)
     masks = select(scheme, scores, AXES, kept)
     ranked = []
@@ -192,7 +193,7 @@ def test_erk_gives_shares_proportional_to_sizes_sum_over_product_and_meets_the_t
         ({"name": "2:4", "layout": "rows"}, "unknown layout"),
         ({"name": "2:4", "layout": "flat", "permute": True}, "channels only"),
         ({"name": "unstructured", "scope": "locally"}, "unknown scope"),
-        ({"name": "unstructured", "floor": 1.0}, "least share"),
+        ({"name": "unstructured", "floor": 1.0}, "a part of the share"),
     ],
 )
 def test_schemes_that_mean_nothing_are_refused(scheme, words) -> None:

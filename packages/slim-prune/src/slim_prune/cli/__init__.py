@@ -21,4 +21,7 @@ prune.add_lazy(
     Lazy("slim_prune.cli.sensitivity", "sensitivity_command"),
     "Measure what each channel group can spare.",
 )
+prune.add_lazy(
+    "sparsify", Lazy("slim_prune.cli.sparsify", "sparsify_command"), "Set single weights to zero, for a smaller file."
+)
 prune.add_lazy("show", Lazy("slim_prune.cli.show", "show_command"), "Show a written plan.")

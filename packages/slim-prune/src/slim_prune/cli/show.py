@@ -19,12 +19,18 @@ from slim_prune.cli.views import draw, emit
 @click.option("--overwrite", is_flag=True, help="Replace the file of --picture.")
 @click.pass_obj
 def show_command(app: Any, plan: Path, picture: Path | None, overwrite: bool) -> None:
-    r"""Show a written plan: costs before and after, channels per group, notes.
+    r"""Show a written plan: costs before and after, channels per group, notes; or a plan of sparsity.
 
     \b
     slim prune show plan.json --picture plan.svg
     """
     from slim_prune.prune_plan import PrunePlan
+
+    if plan.suffix == ".safetensors" and picture is None:
+        from slim_prune.cli.sparsify import emit_plan
+
+        emit_plan(app, plan)
+        return
 
     refuse_existing(picture, overwrite)
     found = PrunePlan.load(plan)

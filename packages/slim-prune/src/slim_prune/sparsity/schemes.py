@@ -23,12 +23,13 @@ class Unstructured:
         scope: where weights compete. ``global``: all against all; ``layer``: every layer keeps the same share;
             ``erk``: every layer keeps a share that falls with its size (Erdős-Rényi kernel; Evci et al., 2019, arXiv
             1911.11134).
-        floor: the least share of its weights that each layer keeps under ``global``.
+        floor: under ``global``, each layer keeps at least this part of the share that stays of all: 0.1 of 10 % is
+            1 %. A layer without weights would cut the model in two.
     """
 
     name: ClassVar[str] = "unstructured"
     scope: Scope = "global"
-    floor: float = 0.0
+    floor: float = 0.1
 
     def __post_init__(self) -> None:
         _check_scope(self.scope, self.floor)
@@ -50,7 +51,7 @@ class Block:
     shape: tuple[int, int] = (1, 4)
     layout: Layout = "flat"
     scope: Scope = "global"
-    floor: float = 0.0
+    floor: float = 0.1
 
     def __post_init__(self) -> None:
         _check_scope(self.scope, self.floor)
@@ -150,7 +151,7 @@ def _check_scope(scope: object, floor: object) -> None:
             f"unknown scope {scope!r}", hint=close_match(str(scope), SCOPES) or f"one of {', '.join(SCOPES)}"
         )
     if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor < 1:
-        raise SparsityError(f"the floor is the least share that a layer keeps, in [0, 1), not {floor!r}")
+        raise SparsityError(f"the floor is a part of the share that stays, in [0, 1), not {floor!r}")
 
 
 def _check_layout(layout: object) -> None:

@@ -172,8 +172,8 @@ def check_scores(name: str, scores: Array, shape: tuple[int, ...]) -> None:
 
 
 def _global(units: Mapping[str, Units], kept: int, floor: float) -> dict[str, Mask]:
-    if not units:
-        return {}
+    if not any(len(item.scores) for item in units.values()):
+        return {name: np.zeros(0, bool) for name in units}
     starts = np.cumsum([0, *(len(item.scores) for item in units.values())])
     scores = np.concatenate([item.scores for item in units.values()])
     sized = any(item.sizes is not None for item in units.values())
@@ -184,8 +184,9 @@ def _global(units: Mapping[str, Units], kept: int, floor: float) -> dict[str, Ma
     )
     chosen = np.zeros(len(scores), bool)
     if floor:
+        share = kept / sum(item.weights for item in units.values())
         for start, item in zip(starts, units.values(), strict=False):
-            chosen[start : start + len(item.scores)] = _best(item, math.ceil(floor * item.weights - 1e-9), reach=True)
+            chosen[start : start + len(item.scores)] = _best(item, whole(item.weights, floor * share))
         kept -= int(chosen.sum()) if sizes is None else int(sizes[chosen].sum())
     left = np.flatnonzero(~chosen)
     rest = Units(scores[left], None if sizes is None else sizes[left])
@@ -193,8 +194,8 @@ def _global(units: Mapping[str, Units], kept: int, floor: float) -> dict[str, Ma
     return {name: chosen[a:b] for name, a, b in zip(units, starts[:-1], starts[1:], strict=True)}
 
 
-def _best(units: Units, count: int, *, reach: bool = False) -> Mask:
-    """Return which units stay so that at most ``count`` weights do (at least, where it is to ``reach`` that)."""
+def _best(units: Units, count: int) -> Mask:
+    """Return which units stay so that at most ``count`` weights do."""
     scores = units.scores
     chosen = np.zeros(len(scores), bool)
     if units.sizes is None:
@@ -209,7 +210,5 @@ def _best(units: Units, count: int, *, reach: bool = False) -> Mask:
     order = np.argsort(-scores, kind="stable")
     sums = np.cumsum(units.sizes[order])
     number = int(np.searchsorted(sums, count, side="right"))
-    if reach and number < len(order) and (number == 0 or sums[number - 1] < count) and count > 0:
-        number += 1
     chosen[order[:number]] = True
     return chosen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,7 @@ def resize_graph(coupling: Coupling, kept: Kept) -> Graph:
         value if size is value.shape else Value(value.index, size, value.dtype, value.kind, value.names, value.storage)
         for value, size in zip(coupling.graph.values, sizes, strict=True)
     )
-    nodes = tuple(_regrouped(node, sizes) for node in coupling.graph.nodes)
+    nodes = tuple(regrouped(node, sizes) for node in coupling.graph.nodes)
     return replace(coupling.graph, values=values, nodes=nodes)
 
 
@@ -49,7 +49,8 @@ def new_sizes(coupling: Coupling, kept: Kept) -> list[tuple[int, ...]]:
     return shapes
 
 
-def _regrouped(node: Node, sizes: list[tuple[int, ...]]) -> Node:
+def regrouped(node: Node, sizes: Sequence[tuple[int, ...]]) -> Node:
+    """Return a convolution with the number of groups that it has at these sizes of values; other nodes as they are."""
     groups = node.args.get("groups", 1)
     weight = node.args.get("weight")
     if groups == 1 or not isinstance(weight, Ref) or "conv" not in node.op:

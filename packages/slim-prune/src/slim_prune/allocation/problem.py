@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from slim_core.budget import Bound
 from slim_core.errors import BudgetError
-from slim_core.graph import resize_graph
 from slim_core.graph.cost import CostModel
 from slim_core.graph.types import ChannelGroup, Coupling
 from slim_prune.allocation.grid import Grid
+from slim_prune.allocation.resizing import Resizer
 
 #: Room for the rounding of a float bound: a cost this little above the limit still meets it.
 _SLACK = 1e-9
@@ -93,6 +93,7 @@ class Problem:
         self._names = [choice.name for choice in choices]
         self._memo: dict[tuple[int, ...], dict[str, float]] = {}
         self.original = {name: float(model.total(coupling.graph)) for name, model in self._models.items()}
+        self._resizer = Resizer(coupling)
         self._memo[tuple(choice.group.units for choice in choices)] = self.original
         for bound in self.bounds:
             if not self.original[bound.cost] > 0:
@@ -138,8 +139,7 @@ class Problem:
         """Return the cost of a choice by cost model. Remembered, because allocations come back to the same ones."""
         key = tuple(counts[name] for name in self._names)
         if key not in self._memo:
-            kept = {name: np.arange(counts[name], dtype=np.int64) for name in self._names}
-            graph = resize_graph(self._coupling, kept)
+            graph = self._resizer.graph({name: counts[name] for name in self._names})
             self._memo[key] = {name: float(model.total(graph)) for name, model in self._models.items()}
         return self._memo[key]
 

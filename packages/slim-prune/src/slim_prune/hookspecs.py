@@ -14,9 +14,10 @@ hookspec = pluggy.HookspecMarker("slim")
 
 @hookspec
 def slim_register_importances(register: Register) -> None:
-    """Register importance criteria by name: functions ``(group, tensors) -> scores``, one score per unit.
+    """Register importance criteria by name: functions ``(group, tensors) -> scores``, one score per unit, or classes.
 
-    See :mod:`slim_prune.importance` for the contract.
+    Instances of a class look at data first, with ``prepare(context)``; the arguments of ``__init__`` are options. See
+    :mod:`slim_prune.importance` for the contract.
 
     .. versionadded:: 0.1
     """

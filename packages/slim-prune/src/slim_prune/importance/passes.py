@@ -222,4 +222,6 @@ def gradients(
             loss = loss_of(batch)
             found = torch.autograd.grad(loss, wanted, allow_unused=True)
             del loss
-            yield batch_size(batch), weights, {n: g for n, g in zip(names, found, strict=True) if g is not None}
+            present = {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
+            del found
+            yield batch_size(batch), weights, {n: g.to_dense() if g.is_sparse else g for n, g in present.items()}

@@ -45,7 +45,10 @@ def all_slice_sums(
             found[name, dim] = sums.detach()
     if not found:
         return {}
-    flat = torch.cat(list(found.values())).cpu().double().numpy()
+    vectors = list(found.values())
+    if len({vector.device for vector in vectors}) > 1:  # a model that is spread over devices
+        vectors = [vector.cpu() for vector in vectors]
+    flat = torch.cat(vectors).cpu().double().numpy()
     ends = np.cumsum([len(sums) for sums in found.values()])
     return dict(zip(found, np.split(flat, ends[:-1]), strict=True))
 

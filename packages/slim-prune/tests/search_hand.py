@@ -21,7 +21,9 @@ class Hand(Problem):
 
     def __init__(self, units: list[int], costs: Mapping[str, Callable[[Counts], float]], budget: Mapping, ratios=None):
         self.choices = tuple(
-            Choice(SimpleNamespace(name=f"g{i}", units=u), Grid((*range(8, u, 8), u), 1, 8), (ratios or {}).get(f"g{i}"))
+            Choice(
+                SimpleNamespace(name=f"g{i}", units=u), Grid((*range(8, u, 8), u), 1, 8), (ratios or {}).get(f"g{i}")
+            )
             for i, u in enumerate(units)
         )
         self.bounds, self.remark = parse_budget(budget), ""

@@ -67,12 +67,13 @@ from slim_prune.cli.views import emit
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw the best figure by candidate and figures against costs to this HTML file.",
+    help="Draw the best figure by candidate, and figures against costs, into this SVG file.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 @click.pass_obj
 def search_command(
     app: Any,
+    /,
     request: WorkloadRequest,
     asked: PlanRequest,
     folder: Path | None,
@@ -121,9 +122,10 @@ def search_command(
         result.save(history)
         app.output.note(f"candidates written to {history}")
     if plot is not None:
-        from slim_prune.evolution.plots import write_page
+        from slim_core.files import write_text
+        from slim_prune.evolution.picture import picture
 
-        write_page(result, plot)
+        write_text(plot, picture(result, result.plan.before))
         app.output.note(f"plots written to {plot}")
     emit(app, result.plan, search=result.to_json())
 

@@ -167,7 +167,7 @@ class Driver:
             origin=self.origins.get(point, ""),
             counts=counts,
             costs=self.space.problem.costs(counts),
-            figures=dict(figures),
+            figures=dict(sorted(figures.items())),  # as the journal gives them back
             score=score_of(figures, self.metric, self.higher_is_better),
             seconds=seconds,
             error=error,

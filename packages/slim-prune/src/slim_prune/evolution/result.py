@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slim_core import files
+from slim_prune.errors import PlanError
 from slim_prune.evolution.searchers import WORST, Score
 
 if TYPE_CHECKING:
@@ -66,18 +67,31 @@ class SearchResult:
         metric: the figure that decided.
         higher_is_better: whether more of it is better.
         trials: the algorithm's trials in order, then the random ones.
-        plan: the plan that keeps what the best trial kept; ``None`` until it is made.
         notes: what a reader should know: the samples, what failed.
         resumed: results that an earlier, interrupted run had left.
+        made: the plan, where it is made already; see :attr:`plan`.
     """
 
     algorithm: str
     metric: str
     higher_is_better: bool
     trials: tuple[Trial, ...]
-    plan: PrunePlan | None = None
     notes: tuple[str, ...] = ()
     resumed: int = 0
+    made: PrunePlan | None = None
+
+    @property
+    def plan(self) -> PrunePlan:
+        """The plan that keeps what the best trial kept.
+
+        Raises:
+            PlanError: the search belongs to a plan that is still being made.
+        """
+        if self.made is None:
+            raise PlanError(
+                "the plan of this search is not made yet", hint="slim_prune.search returns it with its plan"
+            )
+        return self.made
 
     @property
     def best(self) -> Trial:

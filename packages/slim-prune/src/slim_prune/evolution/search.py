@@ -48,7 +48,8 @@ class Evolution:
 def report(result: SearchResult, context: Context, original: Mapping[str, float]) -> None:
     """Put a search's notes and curves into the plan."""
     best = result.best
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in best.figures.items() if value is not None)
+    names = dict.fromkeys([result.metric, *best.figures])
+    figures = ", ".join(f"{name} {best.figures[name]:.4g}" for name in names if best.figures.get(name) is not None)
     context.note(f"best of {result.scored} candidates (trial {best.number} of {best.by}): {figures}")
     random = [trial for trial in result.by(engine.RANDOM) if not trial.repeats]
     if random and result.algorithm != engine.RANDOM:
@@ -63,7 +64,7 @@ def report(result: SearchResult, context: Context, original: Mapping[str, float]
         "algorithm": result.algorithm,
         "metric": result.metric,
         "candidates scored": result.scored,
-        "best": best.to_json(),
+        "best": {key: value for key, value in best.to_json().items() if key not in ("seconds", "repeats")},
     }
     context.details.setdefault("curves", []).extend(result.curves(original))
 
@@ -150,4 +151,4 @@ def search(
         registry=registry,
     )
     assert evolution.result is not None  # noqa: S101 - plan called it
-    return replace(evolution.result, plan=planned)
+    return replace(evolution.result, made=planned)

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slim_prune.compose import compose as compose
+    from slim_prune.composition import compose as compose
     from slim_prune.errors import PlanError as PlanError
     from slim_prune.evolution.result import SearchResult as SearchResult
     from slim_prune.evolution.search import search as search
@@ -49,7 +49,7 @@ _LAZY = {
     "Slimming": "slim_prune.importance.slimming",
     "SoftPruning": "slim_prune.schedules.soft",
     "Stepwise": "slim_prune.schedules.stepwise",
-    "compose": "slim_prune.compose",
+    "compose": "slim_prune.composition",
     "norm_scales": "slim_prune.importance.slimming",
     "plan": "slim_prune.planning",
     "prune_iteratively": "slim_prune.schedules.iterative",

@@ -208,7 +208,7 @@ class PrunePlan:
         Raises:
             PlanError: ``other`` is for another model than the one that this plan leaves.
         """
-        from slim_prune.compose import then
+        from slim_prune.composition import then
 
         return then(self, other)
 

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from slim_core.budget import parse_budget
+from slim_core.budget import Bound, parse_budget
 from slim_core.errors import BudgetError
 from slim_core.graph import analyse
 from slim_core.graph.isolate import unwrap, walk
 from slim_core.graph.types import ChannelGroup, Coupling
 from slim_core.workload import Inputs
 from slim_prune.allocation.grid import grid
-from slim_prune.compose import budget_notes
+from slim_prune.allocation.problem import Choice, Problem
+from slim_prune.composition import budget_notes
 from slim_prune.costs import cost_models
 from slim_prune.errors import PlanError
 from slim_prune.planning import check_numbers, plan
@@ -32,6 +33,7 @@ from slim_prune.selection import by_pattern, check_patterns, matches, producers,
 from slim_prune.surgery import Ema
 
 if TYPE_CHECKING:
+    from slim_core.graph.cost import CostModel
     from slim_core.registry import Registry
 
 #: What makes a plan: :func:`slim_prune.plan`, or it with some of its arguments fixed.
@@ -67,7 +69,7 @@ class Stepwise:
         options: further arguments of the planner (``importance``, ``allocation``, ``task``, ``train``, …).
 
     Raises:
-        BudgetError: the budget is malformed, or ``steps`` is not at least 1.
+        BudgetError: the budget is malformed or out of reach, or ``steps`` is not at least 1.
         PatternError: a pattern matches nothing.
     """
 
@@ -114,6 +116,7 @@ class Stepwise:
         floors = min_channels if isinstance(min_channels, Mapping) else {}
         check_patterns([*(ratios or {}), *floors], paths)
         groups = select(coupling, paths, include=self._include, exclude=self._exclude)
+        _require_reachable(coupling, groups, self._models, bounds, ratios or {}, round_to, min_channels)
         self._floors = _floors(groups, round_to, min_channels)
         self._units = {
             group.name: (group.units, ratio)
@@ -255,6 +258,24 @@ class Stepwise:
                 target = limit_at(units, ratio * units, share, self.spacing)
                 found.setdefault(_exactly(group), min(1.0, target / group.units))
         return _deepest_first(found)
+
+
+def _require_reachable(
+    coupling: Coupling,
+    groups: Sequence[ChannelGroup],
+    models: Mapping[str, CostModel],
+    bounds: Sequence[Bound],
+    ratios: Mapping[str, float],
+    round_to: int,
+    least: int | Mapping[str, int],
+) -> None:
+    """Raise ``BudgetError`` where no choice meets the final budget, before the first step and its training."""
+    choices = []
+    for group in groups:
+        floor = least if isinstance(least, int) else by_pattern(group, least) or 1
+        permitted = grid(group, round_to=round_to, min_channels=floor)
+        choices.append(Choice(group, permitted, by_pattern(group, ratios)))
+    Problem(coupling, choices, models, bounds).require_reachable()
 
 
 def _floors(groups: Sequence[ChannelGroup], round_to: int, least: int | Mapping[str, int]) -> dict[str, int]:

@@ -187,6 +187,17 @@ def test_a_list_that_is_sorted_by_class_gives_samples_of_many_classes() -> None:
     assert numbers[-1] > 80
 
 
+def test_a_loader_that_shuffles_gives_the_same_samples_each_time() -> None:
+    data = torch.utils.data.TensorDataset(torch.arange(200.0)[:, None], torch.zeros(200))
+    loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+    parts = [part(loader, None, holdout=50, calibration=30, training=0, seed=seed) for seed in (3, 3, 4)]
+    torch.rand(1)
+    first, again, other = ([x.flatten().tolist() for x, _ in p.holdout] for p in parts)
+    assert first == again != other
+    assert parts[0].digest() == parts[1].digest() != parts[2].digest()
+    assert max(x for batch in first for x in batch) > 100
+
+
 def test_little_data_is_shared_out_and_said() -> None:
     batches = [(torch.zeros(10, 3), torch.zeros(10, dtype=torch.long)) for _ in range(6)]
     parts = part(batches, None, holdout=1000, calibration=512, training=0, seed=0)

@@ -163,3 +163,15 @@ def test_without_the_library_one_line_says_what_to_install(problem, monkeypatch)
     with pytest.raises(MissingExtraError) as caught:
         Cma(space, (space.point(uniform(problem)),), 0)
     assert str(caught.value).splitlines() == ["cmaes is not installed", "  do:    pip install 'slim-prune[search]'"]
+
+
+def test_a_searcher_that_asks_for_what_breaks_a_bound_is_stopped_before_it_is_scored(problem) -> None:
+    class Greedy(Random):
+        def ask(self, trial):
+            return self.space.full if trial == 3 else super().ask(trial)
+
+    space, scorer = Space(problem), Counting()
+    with pytest.raises(AssertionError, match="breaks a bound"):
+        drive(space, Greedy(space, (space.point(uniform(problem)),), 0), scorer, 10)
+    assert len(scorer.seen) == 3
+    assert all(problem.meets(counts) for counts in scorer.seen)

@@ -7,7 +7,6 @@ next (``searchers.py``), how it is scored (``scoring.py``), where (``workers.py`
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,19 +46,15 @@ class Driver:
     track: Track | None = None
     trials: list[Trial] = field(default_factory=list)
     resumed: int = 0
-    evaluated: int = 0
     _scored: dict[Point, Trial] = field(default_factory=dict)
-    _began: float = field(default_factory=time.monotonic)
-    _done: int = 0
 
-    def run(self, searcher: Searcher, by: str, count: int, *, total: int | None = None) -> None:
+    def run(self, searcher: Searcher, by: str, count: int) -> None:
         """Ask ``searcher`` for ``count`` trials and score them.
 
         Args:
             searcher: who asks.
             by: its name.
             count: how many trials.
-            total: trials of the whole search, for the time that is left.
         """
         results: list[Trial | None] = [None] * count
         points: list[Point] = []
@@ -73,11 +68,11 @@ class Driver:
                 told = self._tell(searcher, points, results, told, needed)
                 point = searcher.ask(asked)
                 points.append(point)
-                self._take(point, by, asked, results, under_way, total or count)
+                self._take(point, by, asked, results, under_way)
                 asked += 1
             if under_way:
                 number, outcome = self.executor.next()
-                self._finish(points[number], by, number, outcome, results, under_way, total or count)
+                self._finish(points[number], by, number, outcome, results, under_way)
             elif asked == count:
                 told = self._tell(searcher, points, results, told, count)
         self.trials += [trial for trial in results if trial is not None]
@@ -98,12 +93,11 @@ class Driver:
         number: int,
         results: list[Trial | None],
         under_way: dict[Point, list[int]],
-        total: int,
     ) -> None:
         """Find the result of a candidate that was asked for, or have it scored."""
         if point in self._scored:
             results[number] = replace(self._scored[point], by=by, number=number, seconds=0.0, repeats=True)
-            self._report(results[number], total)
+            self._report(results[number])
         elif point in under_way:
             under_way[point].append(number)
         elif (by, number) in self.journal.known:
@@ -118,7 +112,7 @@ class Driver:
             trial = self._trial(point, by, number, row.get("figures") or {}, row.get("seconds", 0.0), row.get("error"))
             self._scored[point] = results[number] = trial
             self.resumed += 1
-            self._report(trial, total)
+            self._report(trial)
         else:
             if not self.space.meets(point):  # no searcher may ask for one; nothing that breaks a bound is ever scored
                 raise AssertionError(f"a candidate breaks a bound: {self.space.counts(point)}")
@@ -133,7 +127,6 @@ class Driver:
         outcome: Outcome,
         results: list[Trial | None],
         under_way: dict[Point, list[int]],
-        total: int,
     ) -> None:
         if outcome.error is not None and not self._scored and number == 0:
             # the very first candidate is the uniform one: whatever ails it ails them all
@@ -151,11 +144,10 @@ class Driver:
                 "error": trial.error,
             },
         )
-        self.evaluated += 1
         self._scored[point] = trial
         for other in under_way.pop(point):
             results[other] = trial if other == number else replace(trial, number=other, seconds=0.0, repeats=True)
-            self._report(results[other], total)
+            self._report(results[other])
 
     def _trial(
         self, point: Point, by: str, number: int, figures: Mapping[str, Any], seconds: float, error: str | None
@@ -173,17 +165,13 @@ class Driver:
             error=error,
         )
 
-    def _report(self, trial: Trial | None, total: int) -> None:
-        self._done += 1
+    def _report(self, trial: Trial | None) -> None:
         if self.track is None or trial is None:
             return
         best = best_of(list(self._scored.values()))
         shown: dict[str, float | str] = {}
         if best.score > WORST:
             shown[f"best {self.metric}"] = best.score[0] if self.higher_is_better else -best.score[0]
-        if self.evaluated:
-            left = (time.monotonic() - self._began) / self.evaluated * max(0, total - self._done)
-            shown["left"] = _duration(left)
         self.track.advance(1, **shown)
 
 
@@ -193,9 +181,3 @@ def score_of(figures: Mapping[str, float | None], metric: str, higher_is_better:
     if value is None:
         return WORST
     return (value if higher_is_better else -value), (-loss if loss is not None else WORST[1])
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -82,9 +82,9 @@ def run(problem: Problem, context: Context, config: SearchConfig, judge: Judge |
         driver = Driver(
             space, executor, journal, lambda counts: _edits(context, counts), metric, higher, origins, track
         )
-        driver.run(searcher, config.algorithm, trials, total=trials + beside)
+        driver.run(searcher, config.algorithm, trials)
         if beside:
-            driver.run(Random(space, seeds, context.seed, beside=True), RANDOM, beside, total=trials + beside)
+            driver.run(Random(space, seeds, context.seed, beside=True), RANDOM, beside)
     failed = [trial for trial in driver.trials if trial.error is not None and not trial.repeats]
     if failed:
         notes.append(f"{len(failed)} candidates could not be scored and count as worst; the first: {failed[0].error}")

@@ -49,7 +49,7 @@ class EvolutionPruning(StructuredPruning):
         """Search, cut, and fine-tune; without that, measure the running statistics anew as the search did."""
         result = super().run(workload, config, run)
         assert isinstance(config, EvolutionConfig)  # noqa: S101
-        search, train = config.search, workload.train
-        if config.fit is None and search.recalibrate and train is not None:
-            recalibrate(result.workload.model, train, samples=search.samples, task=workload.task)
+        search, data = config.search, workload.train if workload.train is not None else workload.val
+        if config.fit is None and search.recalibrate and data is not None:
+            recalibrate(result.workload.model, data, samples=search.samples, task=workload.task)
         return result

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import prune_hand as hand
 import pytest
 import torch
 
 from slim_core.testing.oracle import assert_outputs_close, outputs_of
+from slim_prune.edits import Edits, TensorEdit
 from slim_prune.errors import PlanError
+from slim_prune.masking import masked_copy
 
 REMOVED = [1, 3, 4]
 
@@ -114,3 +117,14 @@ def train_step(model, optimizer, inputs) -> float:
     loss.backward()
     optimizer.step()
     return loss.item()
+
+
+def test_the_direction_of_a_weight_norm_is_not_zeroed() -> None:
+    """Its length is, so that the row is silent; zeroing both would divide zero by zero."""
+    model = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 3))
+    kept = np.array([0, 2])
+    names = ("parametrizations.weight.original0", "parametrizations.weight.original1", "bias")
+    masked = masked_copy(model, Edits(tuple(TensorEdit(name, 0, 3, kept) for name in names), ()))
+    x = torch.randn(5, 4)
+    assert torch.equal(masked(x)[:, 1], torch.zeros(5))
+    assert torch.allclose(masked(x)[:, kept], model(x)[:, kept])

@@ -42,7 +42,7 @@ def agrees(func, args) -> None:
 )
 def test_rules_give_what_the_operator_gives(x, name, y) -> None:
     binary = "Tensor" in str(name)
-    if any(part in str(name) for part in ("batch_norm", "cat")):  # tested on their own
+    if any(part in str(name) for part in ("batch_norm", "cat", "lstm", "gru", "rnn")):  # tested on their own
         return
     args = (x, y) if binary else (x,)
     if "clamp" in str(name):
@@ -172,3 +172,33 @@ def test_concatenation(shape, dim, others, sizes) -> None:
 def test_the_common_case_is_answered(func, shapes, more) -> None:
     arguments = (*(torch.empty(shape, device="meta") for shape in shapes), *more)
     assert quick(func, arguments, {}).shape == func(*arguments).shape
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True, "bias": False}, {"proj_size": 2}])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers(kind, options, batch_first) -> None:
+    if kind is not nn.LSTM and "proj_size" in options:
+        return
+    layer = kind(3, 5, batch_first=batch_first, **options).to("meta").eval()
+    answered = []
+
+    class Watch(QuickShapes):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            answered.append(quick(func, args, kwargs or {}) is not None)
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    x = torch.empty(2, 4, 3, device="meta")
+    with torch.inference_mode():
+        expected = torch.utils._pytree.tree_leaves(layer(x))
+        with Watch():
+            given = torch.utils._pytree.tree_leaves(layer(x))
+    assert answered[-1]
+    assert [(t.shape, t.stride(), t.dtype) for t in given] == [(t.shape, t.stride(), t.dtype) for t in expected]
+
+
+def test_a_recurrent_layer_that_does_not_fit_still_raises() -> None:
+    layer = nn.GRU(3, 5).to("meta").eval()
+    layer.weight_ih_l0 = nn.Parameter(torch.empty(15, 4, device="meta"))
+    with pytest.raises(RuntimeError), torch.inference_mode(), QuickShapes():
+        layer(torch.empty(2, 4, 3, device="meta"))

@@ -344,8 +344,8 @@ def test_group_norm_with_a_group_per_channel_is_exact(proves, image, units):
         lambda m, x: x - x.mean(1, keepdim=True),
         lambda m, x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt(),
         lambda m, x: x / (x.std(1, keepdim=True) + 1),
-        lambda m, x: x * torch.sigmoid(x.amax(1, keepdim=True)),
-        lambda m, x: x * torch.sigmoid(x.max(1, keepdim=True)[0] + x.amin(1, keepdim=True)),
+        lambda m, x: x * torch.sigmoid((-x.abs()).amax(1, keepdim=True)),
+        lambda m, x: x * torch.sigmoid(x.max(1, keepdim=True)[0] - x.abs().amin(1, keepdim=True)),
     ],
 )
 def test_statistics_over_channels_go_on_over_those_that_stay(image, units, forward):
@@ -383,9 +383,26 @@ def test_recurrent_layers_lose_hidden_units(proves, units, members, kind, option
     assert rows["head.weight", 1][1] == ([1, 6] if options.get("bidirectional") else [1])
 
 
-def test_a_projected_lstm_loses_hidden_units_and_projected_ones(proves, units):
-    coupling = proves(Recurrent(nn.LSTM, proj_size=4, num_layers=2), (torch.randn(2, 4, 3),))
-    assert units(coupling) == {"embed": 6, "layer": 5, "layer:2": 4}
+@pytest.mark.parametrize(("projection", "expected"), [(1, {"embed": 6}), (2, {"embed": 6, "layer": 2})])
+def test_units_of_a_projected_lstm_go_with_what_they_are_projected_to(proves, units, projection, expected):
+    """Torch takes a state that is as wide as the projection for one without, so the state must stay wider."""
+
+    class Projected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Linear(3, 6), nn.Linear(projection, 2)
+            self.layer = nn.LSTM(6, 6, batch_first=True, proj_size=projection, num_layers=2)
+
+        def forward(self, x):
+            return self.head(self.layer(self.embed(x))[0])
+
+    assert units(proves(Projected(), (torch.randn(2, 4, 3),))) == expected
+
+
+def test_a_projection_that_does_not_divide_the_state_keeps_it(units, reasons):
+    coupling = analyse(Recurrent(nn.LSTM, proj_size=3), (torch.randn(2, 4, 3),))
+    assert units(coupling) == {"embed": 6, "layer": 3}
+    assert "must be more than the projection of the state has" in reasons(coupling, "layer.weight_hh_l0")
 
 
 def test_a_smaller_recurrent_layer_knows_its_sizes_and_its_flat_weights():
@@ -393,8 +410,8 @@ def test_a_smaller_recurrent_layer_knows_its_sizes_and_its_flat_weights():
     coupling = analyse(model, (torch.randn(2, 4, 3),))
     shrink(model, coupling, {"embed": np.array([0, 2]), "layer": np.array([1, 3, 4])})
     assert (model.layer.input_size, model.layer.hidden_size) == (2, 3)
-    assert all(flat is getattr(model.layer, name)
-               for flat, name in zip(model.layer._flat_weights, model.layer._flat_weights_names, strict=True))  # fmt: skip
+    for flat, name in zip(model.layer._flat_weights, model.layer._flat_weights_names, strict=True):
+        assert flat is getattr(model.layer, name)
 
 
 def test_a_state_from_outside_keeps_the_hidden_size(units, reasons):

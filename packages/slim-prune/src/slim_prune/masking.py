@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from slim_core.graph.masking import divides
 from slim_prune.edits import Edits, TensorEdit, check_fits, state_of
 
-#: A norm divides by these: at zero the channel would be infinite instead of silent.
-_LEFT_POSITIVE = ("running_var",)
-
 
 def masked_copy(model: nn.Module, edits: Edits) -> nn.Module:
     """Return a deep copy of ``model`` with everything that ``edits`` remove at zero."""
@@ -49,7 +46,7 @@ def masked(model: nn.Module, edits: Edits) -> Iterator[nn.Module]:
 
 
 def zero_removed_(model: nn.Module, edits: Edits) -> None:
-    """Set everything that ``edits`` remove to zero, in place; running variances stay."""
+    """Set everything that ``edits`` remove to zero, in place; what the model divides by stays."""
     with torch.no_grad():
         for edit, tensor, index in _slices(model, edits):
             tensor.index_fill_(edit.dim, index, 0)
@@ -58,6 +55,6 @@ def zero_removed_(model: nn.Module, edits: Edits) -> None:
 def _slices(model: nn.Module, edits: Edits) -> Iterator[tuple[TensorEdit, Tensor, Tensor]]:
     state = state_of(model)
     for edit in edits.tensors:
-        if edit.name.rsplit(".", 1)[-1] not in _LEFT_POSITIVE:
+        if not divides(edit.name, edit.dim):
             tensor = state[edit.name]
             yield edit, tensor, torch.from_numpy(edit.removed).to(tensor.device)

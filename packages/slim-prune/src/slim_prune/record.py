@@ -31,7 +31,7 @@ SCHEMA = 1
 ATTRIBUTES = frozenset({
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
     "num_groups", "normalized_shape", "num_embeddings", "embedding_dim", "embed_dim", "num_heads", "head_dim", "kdim",
-    "vdim", "num_parameters",
+    "vdim", "num_parameters", "input_size", "hidden_size", "proj_size", "d_model", "nhead",
 })  # fmt: skip
 
 

@@ -48,9 +48,9 @@ def analyse(
         inputs = Several((example_inputs, *also)) if also else example_inputs
         rules = rules_of(registry)
         found = _analyse(model, inputs, probe, _Way(rules, prefer))
-        if prefer == "heads":
-            return found
-        return max(found, _analyse(model, inputs, probe, _Way(rules, "heads")), key=_reach)
+        if prefer != "heads":
+            found = max(found, _analyse(model, inputs, probe, _Way(rules, "heads")), key=_reach)
+        return replace(found, also=tuple(also)) if also else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,7 @@ def _analyse(model: nn.Module, example_inputs: Inputs | Several, probe: bool, wa
     return max(found, key=_reach)
 
 
-def _careful(
-    model: nn.Module, inputs: Inputs | Several, graph: Graph, way: _Way, choices: dict[int, int]
-) -> Coupling:
+def _careful(model: nn.Module, inputs: Inputs | Several, graph: Graph, way: _Way, choices: dict[int, int]) -> Coupling:
     """Find all failures, read the operators that are to blame anew, each on its own, and return the best coupling."""
     choices = dict(choices)
     found: list[Coupling] = []

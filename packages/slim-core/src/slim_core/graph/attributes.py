@@ -91,6 +91,7 @@ def attribute_edits(
         if isinstance(module, nn.Transformer):
             width = next((shapes[name][-1] for name in shapes if name.startswith(f"{prefix}encoder.layers.0.norm")), 0)
             if width and module.d_model != width:
+                edits[id(module), "nhead"] = (module, module.nhead * width // module.d_model)
                 edits[id(module), "d_model"] = (module, width)
     uses = attribute_uses(model, coupling.graph)
     likely = {(id(use.module), use.name) for use in uses if use.likely}
@@ -142,7 +143,7 @@ def _known(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator
     elif isinstance(module, nn.RNNBase | nn.RNNCell | nn.LSTMCell | nn.GRUCell) and shapes:
         last = "_l0" if isinstance(module, nn.RNNBase) else ""
         rows, columns = shapes[f"weight_ih{last}"]
-        gates = _GATES.get(module.mode if last else type(module).__name__.removesuffix("Cell"), 1)
+        gates = _GATES.get(str(module.mode) if last else type(module).__name__.removesuffix("Cell"), 1)
         yield from (("input_size", columns), ("hidden_size", rows // gates))
         if f"weight_hr{last}" in shapes:
             yield "proj_size", shapes[f"weight_hr{last}"][0]

@@ -60,7 +60,7 @@ class Failure:
     node: int
 
 
-def check(model: nn.Module, example_inputs: Inputs | Several, coupling: Coupling, kept: Kept) -> Failure | None:
+def check(model: nn.Module, example_inputs: Inputs, coupling: Coupling, kept: Kept) -> Failure | None:
     """Run the forward as it would be after ``shrink(model, coupling, kept)``, without data or any change to ``model``.
 
     Args:
@@ -72,7 +72,8 @@ def check(model: nn.Module, example_inputs: Inputs | Several, coupling: Coupling
     Returns:
         ``None`` where everything is as predicted, else what went wrong first.
     """
-    return _run(unwrap(model), example_inputs, coupling, kept, None)
+    inputs = Several((example_inputs, *coupling.also)) if coupling.also else example_inputs
+    return _run(unwrap(model), inputs, coupling, kept, None)
 
 
 def find_failures(
@@ -91,7 +92,12 @@ class _Search:
     """Narrows failures of a common forward down to groups."""
 
     def __init__(
-        self, model: nn.Module, inputs: Inputs | Several, coupling: Coupling, rules: Mapping[str, Rule] | None, first: bool
+        self,
+        model: nn.Module,
+        inputs: Inputs | Several,
+        coupling: Coupling,
+        rules: Mapping[str, Rule] | None,
+        first: bool,
     ) -> None:
         self.model, self.inputs, self.coupling, self.rules, self.first = model, inputs, coupling, rules, first
         self.runs = 0

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Quick = Callable[..., Tensor | None]
+Answer = Tensor | tuple[Tensor, ...] | None
+Quick = Callable[..., Answer]
 
 _UNARY = (
     "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "sigmoid", "gelu", "tanh", "leaky_relu", "elu",
@@ -25,7 +26,7 @@ _POOL2D = (None, None, (), (0, 0), (1, 1), False)
 _BINARY = ("add", "sub", "mul", "div")
 
 
-def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
     """Return what ``func`` returns on these meta tensors, or ``None`` where it must run itself."""
     rule = _RULES.get(func)
     return None if rule is None else rule(args, kwargs)
@@ -182,6 +183,37 @@ def _attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     return _empty((*query.shape[:3], value.shape[3]), query)
 
 
+def _recurrent(gates: int) -> Quick:
+    """``lstm``, ``gru``, ``rnn_*``, which PyTorch takes apart step by step."""
+
+    def rule(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+        if len(args) != 9 or kwargs or args[6]:  # training: dropout
+            return None
+        x, hx, weights, biases, layers, _, _, both, first = args
+        states = tuple(hx) if isinstance(hx, list | tuple) else (hx,)
+        if not all(isinstance(t, Tensor) and _plain(t) and t.dim() == 3 for t in states) or x.dim() != 3:
+            return None
+        if not x.is_floating_point() or any(t.dtype != x.dtype for t in (*states, *weights)):
+            return None
+        directions = 2 if both else 1
+        batch, steps = (x.shape[0], x.shape[1]) if first else (x.shape[1], x.shape[0])
+        made, width = states[0].shape[2], states[-1].shape[2]
+        if any(t.shape[:2] != (layers * directions, batch) for t in states) or not steps or not batch:
+            return None
+        rows = gates * width
+        expected = []
+        for layer in range(layers):
+            inside = made * directions if layer else x.shape[2]
+            own = [(rows, inside), (rows, made), *([(rows,), (rows,)] if biases else [])]
+            expected += (own if made == width else [*own, (made, width)]) * directions
+        if [tuple(t.shape) for t in weights] != expected:
+            return None
+        whole = _empty((steps, batch, made * directions), x)
+        return (whole.transpose(0, 1) if first else whole, *(_empty(tuple(t.shape), t) for t in states))
+
+    return rule
+
+
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return a contiguous tensor; ``empty_like`` is slow on meta, and imports a compiler's worth of modules."""
     return torch.empty(shape, dtype=like.dtype, device=like.device)
@@ -231,6 +263,10 @@ def _rules() -> dict[Any, Quick]:
         aten.mean.dim: _mean,
         aten.cat.default: _cat,
         aten.scaled_dot_product_attention.default: _attention,
+        aten.lstm.input: _recurrent(4),
+        aten.gru.input: _recurrent(3),
+        aten.rnn_tanh.input: _recurrent(1),
+        aten.rnn_relu.input: _recurrent(1),
     }
     for names, overload, out_of_place, in_place in (
         (_UNARY, "default", _unary, _unary_in_place),

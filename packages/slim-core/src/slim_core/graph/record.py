@@ -68,8 +68,8 @@ def record(model: nn.Module, example_inputs: Inputs | Several, *, rules: Mapping
 
     Args:
         model: any model whose forward runs. It is not changed.
-        example_inputs: positional inputs (tuple), keyword inputs (mapping) or one tensor; ``Several`` of them, to record
-            every way that the forward takes.
+        example_inputs: positional inputs (tuple), keyword inputs (mapping) or one tensor; ``Several`` of them
+            record every way that the forward takes.
         rules: coupling rules by operator name; operators that one of them knows are recorded whole.
 
     Raises:

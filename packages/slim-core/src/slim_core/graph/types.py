@@ -165,6 +165,7 @@ class Coupling:
         labels: for every value, one array of class numbers per dimension, or ``None`` for a dimension that no
             parameter owns (batch, space). Equal numbers live and die together.
         unit_classes: per group name, the class number of each unit: ``(units,)``.
+        also: further example inputs that the recording ran on, one after the other.
     """
 
     graph: Graph
@@ -172,6 +173,7 @@ class Coupling:
     frozen: tuple[Frozen, ...]
     labels: tuple[tuple[NDArray[np.int64] | None, ...], ...] = field(repr=False)
     unit_classes: Mapping[str, NDArray[np.int64]] = field(repr=False)
+    also: tuple[Any, ...] = field(default=(), repr=False)
 
     def group(self, name: str) -> ChannelGroup:
         return self._by_name[name]

@@ -1,4 +1,4 @@
-"""The oracle where channels are normalized: the masked original, with every statistic taken over the kept channels only.
+"""The oracle where channels are normalized: the masked original, with statistics over the kept channels only.
 
 A layer norm over fewer channels is not the layer norm of the masked original, whose zeros take part. It is the norm of
 what is left. This module runs the masked original operator by operator and gives norms, means and extremes (and windows

@@ -45,9 +45,7 @@ class Context:
         prefer: what attention loses where both would do.
     """
 
-    def __init__(
-        self, graph: Graph, choices: Mapping[int, int] | None = None, prefer: Preference = "heads"
-    ) -> None:
+    def __init__(self, graph: Graph, choices: Mapping[int, int] | None = None, prefer: Preference = "heads") -> None:
         self.graph = graph
         self.prefer = prefer
         self.node: Node = graph.nodes[0] if graph.nodes else Node(0, "", {}, (), "", None)

@@ -89,6 +89,11 @@ def _cell(
     ctx.role(projection[0], 0, "out")
     ctx.role(projection[0], 1, "in")
     _tied(ctx, inside, units)
+    if units is not None and made is not None and len(units) % len(made) == 0:
+        # torch takes a state as wide as the projection for one without: several units go with each projected one
+        ctx.tie(ctx.tie_rows(units, len(made)), made)
+    else:
+        ctx.freeze(units, "must be more than the projection of the state has")
     _tied(ctx, hidden[0], made)
     _tied(ctx, ctx.dims(w_hh)[1], made)
     return made

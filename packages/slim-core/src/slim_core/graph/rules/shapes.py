@@ -56,8 +56,8 @@ def _refined(
 ) -> list[list[tuple[Labels | None, int]]] | None:
     """Return for each new dimension the parts of old ones that it is merged from; ``None`` where that is not clear.
 
-    (L, batch·heads, D) becomes (L·batch, heads·D) by taking the middle apart, which needs no new equalities where it was
-    put together from the two before.
+    (L, batch·heads, D) becomes (L·batch, heads·D) by taking the middle apart, which needs no new equalities where it
+    was put together from the two before.
     """
     edges = sorted({*np.cumprod(old).tolist(), *np.cumprod(new).tolist()})
     if any(right % left for left, right in zip([1, *edges], edges, strict=False)):

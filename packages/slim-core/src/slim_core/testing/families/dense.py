@@ -15,7 +15,7 @@ class DoubleConv(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Ronneberger et al. 2015, arXiv:1505.04597: up by transposed convolutions or by interpolation, joined by ``cat``."""
+    """Ronneberger et al. 2015, arXiv:1505.04597: up by transposed convolutions or interpolation, joined by ``cat``."""
 
     def __init__(self, w: int, bilinear: bool = False) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class FpnSegmenter(nn.Module):
 
 
 class YoloHead(nn.Module):
-    """One convolution per scale, reshaped to (N, anchors, H, W, 5 + classes) (Redmon and Farhadi 2018, arXiv:1804.02767)."""
+    """One convolution per scale, reshaped to (N, anchors, H, W, outputs) (Redmon, Farhadi 2018, arXiv:1804.02767)."""
 
     def __init__(self, channels: tuple[int, ...], anchors: int = 3) -> None:
         super().__init__()

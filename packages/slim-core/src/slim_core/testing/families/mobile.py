@@ -18,9 +18,7 @@ class Separable(nn.Sequential):
 
 def mobilenet_v1(w: int) -> nn.Module:
     return Classifier(
-        nn.Sequential(
-            conv_bn(3, w, 3, 2), Separable(w, 2 * w), Separable(2 * w, 4 * w, 2), Separable(4 * w, 4 * w)
-        ),
+        nn.Sequential(conv_bn(3, w, 3, 2), Separable(w, 2 * w), Separable(2 * w, 4 * w, 2), Separable(4 * w, 4 * w)),
         4 * w,
     )
 
@@ -186,7 +184,7 @@ class Grn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N, H, W, C)
         gx = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
         nx = gx / (gx.mean(dim=-1, keepdim=True) + 1e-6)
-        return self.gamma * (x * nx) + self.beta + x
+        return self.gamma * (x * nx) + self.beta + x  # type: ignore[no-any-return]
 
 
 class ConvNeXtBlock(nn.Module):
@@ -254,7 +252,7 @@ class Eca(nn.Module):
 
 
 class Cbam(nn.Module):
-    """Woo et al. 2018, arXiv:1807.06521: a gate per channel, then one per pixel from the mean and the largest channel."""
+    """Woo et al. 2018, arXiv:1807.06521: a gate per channel, then one per pixel from mean and largest channel."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()

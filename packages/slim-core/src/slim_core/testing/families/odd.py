@@ -1,4 +1,4 @@
-"""Things that real models do and that trip tools: parametrizations, raw parameters, literals, reuse, slices, branches."""
+"""What real models do and trips tools: parametrizations, raw parameters, literals, reuse, slices, branches."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class JointAttention(nn.Module):
         self.qkv, self.proj = nn.Linear(dim, dim * 3), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        B, N, C = x.shape  # noqa: N806
+        B, N, C = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         attn = (q * self.scale) @ k.transpose(-2, -1)
@@ -106,7 +106,7 @@ class WindowAttention(nn.Module):
         self.softmax = nn.Softmax(dim=-1)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        B_, N, C = x.shape  # noqa: N806
+        B_, N, C = x.shape
         qkv = self.qkv(x).reshape(B_, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
         attn = (q * self.scale) @ k.transpose(-2, -1)
@@ -135,7 +135,7 @@ class SwinBlock(nn.Module):
         self.register_buffer("attn_mask", mask)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, H, W, C)
-        B, H, W, C = x.shape  # noqa: N806
+        B, H, W, C = x.shape
         size = self.window_size
         shortcut, x = x, self.norm1(x)
         if self.shift_size:
@@ -191,7 +191,7 @@ class BertSelfAttention(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def transpose_for_scores(self, x: Tensor) -> Tensor:
-        x = x.view(x.size()[:-1] + (self.num_attention_heads, self.attention_head_size))
+        x = x.view(*x.size()[:-1], self.num_attention_heads, self.attention_head_size)
         return x.permute(0, 2, 1, 3)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class BertSelfAttention(nn.Module):
         scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(self.attention_head_size)
         probabilities = self.dropout(nn.functional.softmax(scores + mask, dim=-1))
         context = torch.matmul(probabilities, value).permute(0, 2, 1, 3).contiguous()
-        return context.view(context.size()[:-2] + (self.all_head_size,))
+        return context.view(*context.size()[:-2], self.all_head_size)
 
 
 class BertLayer(nn.Module):
@@ -235,9 +235,7 @@ class Bert(nn.Module):
         self.decoder = nn.Linear(w, VOCABULARY)
         self.decoder.weight = self.word_embeddings.weight
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
         length = input_ids.size(1)
         positions: Tensor = self.position_ids[:, :length]  # type: ignore[index]
         hidden = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
@@ -263,7 +261,7 @@ class CausalSelfAttention(nn.Module):
         self.register_buffer("bias", torch.tril(torch.ones(block_size, block_size)).view(1, 1, block_size, block_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        B, T, C = x.size()  # noqa: N806
+        B, T, C = x.size()
         q, k, v = self.c_attn(x).split(self.n_embd, dim=2)
         k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
         q = q.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)

@@ -1,0 +1,341 @@
+"""Families of architectures, pruned by Slim and by Torch-Pruning: who handles which, and is the result right?
+
+The job for both: half of the channels of every prunable layer, by the l1 norm; classes and other outputs stay. Each
+family and side runs in a process of its own with a time-out, so that a hang or a crash costs one row.
+
+The models are those of ``slim_core.testing.families``, wider. Nothing was written for either side, except what
+Torch-Pruning asks its users for: the layers that make the outputs, and the head counts of attention layers.
+
+How a result is judged, alike for both sides: every value of the original is a random number, so the values in the
+pruned model tell which indices were kept. Zero the others in the original (running variances and the directions of
+weight norm excepted, which divide) and it must compute what the pruned model computes, in float64. Layer norms of the
+reference take their statistics over the kept channels. Where a model takes other statistics over channels, written out
+by hand, the reference is not known for an arbitrary choice of channels; such a result is "not judged" beyond running.
+The zeroed original says nothing about a model that was not changed, which counts as not handled.
+
+    python benchmarks/pruning_families.py [--families resnet …] [--width 32] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from slim_core.files import write_json
+from slim_core.graph.masking import divides
+from slim_core.testing.families import FAMILIES, build
+from slim_core.testing.oracle import as_double, relative_error
+from slim_core.workload import call, tensors_of
+
+RESULT = Path(__file__).parent / "results" / "pruning_families.json"
+SIDES = ("slim", "torch-pruning")
+#: statistics over channels that are written out by hand or slide along them: no reference for an arbitrary choice
+BY_HAND = ("convnext", "convnext_v2", "cbam_resnet", "eca_resnet", "llama")
+#: further inputs, on which the forward goes another way
+ALSO: dict[str, Callable[[Any], Any]] = {"branching": lambda inputs: (inputs[0] * 1e6,)}
+_BOUND = 1e-5
+
+
+# --- the two sides ----------------------------------------------------------------------------------------------
+
+
+def slim(model: nn.Module, every: list[Any]) -> nn.Module:
+    import slim_prune
+    from slim_core.graph import analyse
+
+    coupling = analyse(model, every[0], also=every[1:])
+    plan = slim_prune.plan(model, every[0], ratios={"*": 0.5}, importance="l1", round_to=1, coupling=coupling)
+    return plan.apply(model, inplace=True)
+
+
+def torch_pruning(model: nn.Module, every: list[Any], outputs: list[str]) -> nn.Module:
+    import torch_pruning as tp
+
+    modules = dict(model.named_modules())
+    pruner = tp.pruner.MagnitudePruner(
+        model, every[0], importance=tp.importance.MagnitudeImportance(p=1), pruning_ratio=0.5,
+        ignored_layers=[modules[name] for name in outputs], num_heads=head_counts(model),
+    )  # fmt: skip
+    pruner.step()
+    return model
+
+
+def output_layers(model: nn.Module, inputs: Any) -> list[str]:
+    """Return the modules that make the model's outputs, as Slim's analysis found them."""
+    from slim_core.graph import analyse
+
+    frozen = analyse(model, inputs).frozen
+    names = {entry.name.rpartition(".")[0] for entry in frozen if entry.reason == "is an output of the model"}
+    return sorted(name.split(".parametrizations.")[0] for name in names if name)
+
+
+def head_counts(model: nn.Module) -> dict[nn.Module, int]:
+    """Return the head counts as Torch-Pruning wants them: by the layer that projects."""
+    counts: dict[nn.Module, int] = {}
+    for module in model.modules():
+        heads = next((getattr(module, name) for name in ("num_heads", "num_attention_heads", "n_head")
+                      if isinstance(getattr(module, name, None), int)), None)  # fmt: skip
+        if heads is None:
+            continue
+        if isinstance(module, nn.MultiheadAttention):
+            counts[module] = heads
+        for name in ("qkv", "query", "key", "value", "c_attn"):
+            if isinstance(getattr(module, name, None), nn.Linear):
+                counts[getattr(module, name)] = heads
+    return counts
+
+
+# --- the reference ----------------------------------------------------------------------------------------------
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(model.named_buffers(remove_duplicate=False)), **dict(model.named_parameters(remove_duplicate=False))
+    }  # fmt: skip
+
+
+def kept_indices(before: Tensor, after: Tensor) -> dict[int, np.ndarray] | None:
+    """Return which indices of each shrunken dimension ``after`` has, by its values; ``None`` where they do not tell."""
+    if before.dim() != after.dim() or any(a > b for a, b in zip(after.shape, before.shape, strict=True)):
+        return None
+    values = before.detach().numpy().ravel()
+    order = np.argsort(values, kind="stable")
+    wanted = after.detach().numpy().ravel()
+    places = order[np.searchsorted(values[order], wanted).clip(0, len(order) - 1)]
+    if np.mean(values[places] == wanted) < 0.99:
+        return None
+    coordinates = np.unravel_index(places, tuple(before.shape))
+    kept: dict[int, np.ndarray] = {}
+    for dim, (size, full) in enumerate(zip(after.shape, before.shape, strict=True)):
+        if size < full:
+            table = np.moveaxis(coordinates[dim].reshape(tuple(after.shape)), dim, 0).reshape(size, -1)
+            kept[dim] = np.median(table, axis=1).astype(np.int64)
+            if (np.diff(kept[dim]) <= 0).any():
+                return None
+    return kept
+
+
+class KeptNorms(TorchFunctionMode):
+    """Layer norms over the kept channels, by their weights."""
+
+    def __init__(self, kept: dict[int, np.ndarray]) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.layer_norm:
+            names = ("input", "normalized_shape", "weight", "bias", "eps")
+            given = dict(zip(names, args, strict=False)) | kwargs
+            places = self.kept.get(id(given.get("weight")))
+            if places is not None:
+                index = torch.from_numpy(places)
+                part = nn.functional.layer_norm(
+                    given["input"][..., index], (len(index),), given["weight"][index], given["bias"][index],
+                    given.get("eps", 1e-5),
+                )  # fmt: skip
+                return torch.zeros_like(given["input"]).index_copy(-1, index, part)
+        return func(*args, **kwargs)
+
+
+def error_of(original: nn.Module, pruned: nn.Module, every: list[Any]) -> float | None:
+    """Return the largest relative difference between the pruned model and the zeroed original; ``None``: not known."""
+    masked = copy.deepcopy(original)
+    smaller = state_of(pruned)
+    norms: dict[int, np.ndarray] = {}
+    for name, tensor in state_of(masked).items():
+        if tensor.shape == smaller[name].shape:
+            continue
+        kept = kept_indices(tensor, smaller[name])
+        if kept is None:
+            return None
+        with torch.no_grad():
+            for dim, places in kept.items():
+                if not divides(name, dim):
+                    gone = np.setdiff1d(np.arange(tensor.shape[dim]), places)
+                    tensor.index_fill_(dim, torch.from_numpy(gone), 0)
+        if tensor.dim() == 1:
+            norms[id(tensor)] = kept[0]
+    masked, pruned = masked.double().eval(), copy.deepcopy(pruned).double().eval()
+    worst = 0.0
+    with torch.no_grad():
+        for inputs in every:
+            with KeptNorms(norms):
+                expected = tensors_of(call(masked, as_double(inputs)))
+            actual = tensors_of(call(pruned, as_double(inputs)))
+            if [tensor.shape for tensor in actual] != [tensor.shape for tensor in expected]:
+                return float("inf")
+            worst = max([worst, *(relative_error(a, e) for a, e in zip(actual, expected, strict=True))])
+    return worst
+
+
+# --- one family, one side ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def run(side: str, name: str, width: int, rounds: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    torch.backends.mha.set_fastpath_enabled(False)
+    original, inputs = build(name, width)
+    every = [inputs, *([ALSO[name](inputs)] if name in ALSO else [])]
+    outputs = output_layers(original, inputs) if side == "torch-pruning" else []
+
+    def job(model: nn.Module, examples: list[Any], ignored: list[str]) -> nn.Module:
+        return slim(model, examples) if side == "slim" else torch_pruning(model, examples, ignored)
+
+    # what is imported on first use is not the job's time
+    job(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), [(torch.randn(1, 3, 8, 8),)], ["2"])
+    row: dict[str, Any] = {"parameters": sum(p.numel() for p in original.parameters())}
+    seconds, work = [], []
+    base = peak_rss(reset=True)
+    for _ in range(rounds):
+        model = copy.deepcopy(original)
+        start, cpu = time.perf_counter(), time.process_time()
+        try:
+            pruned = job(model, every, outputs)
+        except Exception as error:  # noqa: BLE001  whatever a tool raises is its result
+            return row | {"status": "fails", "why": why("pruning", error)}
+        seconds.append(time.perf_counter() - start)
+        work.append(time.process_time() - cpu)
+    row |= {
+        "seconds": statistics.median(seconds),
+        "cpu_seconds": statistics.median(work),
+        "peak_bytes": peak_rss() - base,
+    }
+    pruned = pruned.eval()
+    row["parameters_left"] = sum(p.numel() for p in pruned.parameters())
+    smaller = state_of(pruned)
+    row["reached"] = sum(
+        p.numel() for n, p in original.named_parameters() if n in smaller and smaller[n].numel() < p.numel()
+    )
+    if row["reached"] == 0:
+        return row | {"status": "nothing pruned", "why": ""}
+    try:
+        with torch.no_grad():
+            for examples in every:
+                call(pruned, examples)
+    except Exception as error:  # noqa: BLE001
+        return row | {"status": "breaks", "why": why("forward", error)}
+    if name in BY_HAND and side == "torch-pruning":
+        return row | {"status": "runs, not judged", "why": ""}
+    error = by_labels(original, pruned, every) if name in BY_HAND else error_of(original, pruned, every)
+    if error is None:
+        return row | {"status": "runs, not judged", "why": "the kept values could not be told"}
+    return row | {"status": "right" if error < _BOUND else "wrong", "error": error, "why": ""}
+
+
+def by_labels(original: nn.Module, pruned: nn.Module, every: list[Any]) -> float:
+    """Judge Slim's result where statistics are written out by hand, with the reference of the tests."""
+    import slim_prune
+    from slim_core.graph import analyse
+    from slim_core.testing.kept_statistics import assert_equals_kept_statistics
+
+    coupling = analyse(original, every[0])
+    plan = slim_prune.plan(original, every[0], ratios={"*": 0.5}, importance="l1", round_to=1, coupling=coupling)
+    try:
+        return assert_equals_kept_statistics(original, pruned, coupling, plan.kept, every[0], rtol=_BOUND)
+    except AssertionError:
+        return float("inf")
+
+
+def why(where: str, error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{where}: {type(error).__name__}: {text[0][:160] if text else ''}"
+
+
+def peak_rss(*, reset: bool = False) -> int:
+    """Return the largest resident size since the last reset, in bytes."""
+    if reset and Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# --- all of them ------------------------------------------------------------------------------------------------
+
+
+def separate(side: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", side, name, "--width", str(arguments.width), "--rounds",
+               str(arguments.rounds)]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return {"status": "fails", "why": f"still running after {arguments.timeout} s"}
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        return {"status": "fails", "why": f"the process ended: {last[0][:160]}"}
+    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
+    parser.add_argument("--width", type=int, default=64, help="base width of the models")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--timeout", type=float, default=180, help="seconds for one family and side")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--one", nargs=2, metavar=("SIDE", "FAMILY"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        with quiet():
+            print(json.dumps(run(*arguments.one, arguments.width, arguments.rounds)))
+        return 0
+    rows = []
+    for name in arguments.families:
+        row = {"family": name, **{side: separate(side, name, arguments) for side in SIDES}}
+        rows.append(row)
+        print(name, *(f"{side}: {row[side]['status']} {row[side].get('cpu_seconds', 0):.3f} s {row[side]['why'][:90]}"
+                      for side in SIDES), sep=" | ", flush=True)  # fmt: skip
+    both = [row for row in rows if all("seconds" in row[side] for side in SIDES)]
+    total = {side: sum(row[side]["seconds"] for row in both) for side in SIDES}
+    work = {side: sum(row[side]["cpu_seconds"] for row in both) for side in SIDES}
+    result = {
+        "job": "l1, half of the channels of every prunable layer",
+        "rows": rows,
+        "timed_families": len(both),
+        "sum_seconds": total,
+        "sum_ratio": total["slim"] / total["torch-pruning"] if both else None,
+        "sum_cpu_seconds": work,
+        "sum_cpu_ratio": work["slim"] / work["torch-pruning"] if both else None,
+        "width": arguments.width,
+        "rounds": arguments.rounds,
+        "load_average": os.getloadavg()[0],
+        "device": platform.processor() or platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "torch-pruning", "slim-core", "slim-prune")},
+        "python": platform.python_version(),
+    }
+    write_json(arguments.output, result)
+    print(json.dumps({key: result[key] for key in ("timed_families", "sum_ratio", "sum_cpu_ratio", "load_average")}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,6 +21,7 @@ class Holder(nn.Module):
         super().__init__()
         self.bits = nn.Parameter(torch.zeros(8, 6, 3, 3))  # bitmap, channels last
         self.tied = self.bits
+        self.rare = nn.Parameter(torch.zeros(50, 60))  # gaps, some longer than a byte
         self.blocks = nn.Parameter(torch.zeros(30, 40, dtype=torch.float16))  # blocks
         self.pairs = nn.Parameter(torch.zeros(9, 72, 2, dtype=torch.float64))  # 2:4 over channels
         self.bytes = nn.Parameter(torch.zeros(40, 40))  # int8, bitmap
@@ -34,6 +35,7 @@ class Holder(nn.Module):
 
 HINTS: dict[str, Any] = {
     "tied": {},
+    "rare": {},
     "blocks": {"block": [4, 8], "layout": "flat", "axis": 1},
     "pairs": {"n": 2, "m": 4, "layout": "channels", "axis": 1},
     "bytes": {"block": [3, 3], "layout": "channels", "axis": 1},
@@ -54,6 +56,8 @@ def holder(seed: int = 0) -> Holder:
     bits = few(8, 6, 3, 3, share=0.2)
     bits.view(-1)[:4] = torch.tensor([-0.0, float("inf"), float("nan"), 0.0])
     model.bits = model.tied = nn.Parameter(bits.to(memory_format=torch.channels_last))
+    model.rare = nn.Parameter(few(50, 60, share=0.02))
+    model.rare.data[10:20] = 0
     whole = few(8, 5, share=0.3).repeat_interleave(4, 0).repeat_interleave(8, 1)[:30]
     model.blocks = nn.Parameter(torch.where(whole != 0, torch.randn(30, 40, generator=generator), 0.0).half())
     order = torch.rand(9, 72, 2, generator=generator).view(9, 18, 4, 2).argsort(2).argsort(2).view(9, 72, 2)
@@ -62,7 +66,7 @@ def holder(seed: int = 0) -> Holder:
     model.bytes = nn.Parameter(integers * 0.25)
     one = torch.rand(41, 40, generator=generator).view(41, 10, 4).argsort(2).view(41, 40).T < 1
     model.halves = nn.Parameter(torch.randint(-8, 8, (40, 41), generator=generator) * one * 0.5, requires_grad=False)
-    model.kept = few(33, 33, share=0.1).bfloat16()
+    model.kept = few(33, 33, share=0.2).bfloat16()
     model.dense = nn.Parameter(few(20, 20, share=1.0))
     return model.eval()
 

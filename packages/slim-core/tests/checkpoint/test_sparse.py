@@ -16,7 +16,7 @@ from torch import nn
 from slim_core.checkpoint import inspect, load, load_into, save, verify
 from slim_core.checkpoint.packing import Packing
 from slim_core.checkpoint.quantized import from_integers, to_integers
-from slim_core.checkpoint.sparse import Sparse, choose, from_matrix, stored_bytes, to_matrix
+from slim_core.checkpoint.sparse import Sparse, choose, from_matrix, pack, stored_bytes, to_matrix, unpack
 from slim_core.checkpoint.sparse_tensors import from_sparse, to_sparse
 from slim_core.errors import CheckpointError
 from slim_core.workload import Transform, Workload
@@ -27,9 +27,9 @@ DTYPES = {torch.float64: 64, torch.float32: 32, torch.float16: 16, torch.bfloat1
 @st.composite
 def patterns(draw, shape: tuple[int, ...]):
     """Draw how a tensor of a shape may be stored; ``count`` is left open."""
-    kinds = ["bitmap"] if len(shape) < 2 else ["bitmap", "blocks", "n_m"]
+    kinds = ["bitmap", "gaps"] if len(shape) < 2 else ["bitmap", "gaps", "blocks", "n_m"]
     kind = draw(st.sampled_from(kinds))
-    if kind == "bitmap":
+    if kind in ("bitmap", "gaps"):
         return Sparse(kind)
     where = {"layout": draw(st.sampled_from(["flat", "channels"])), "axis": draw(st.integers(0, 1))}
     if kind == "blocks":
@@ -40,7 +40,7 @@ def patterns(draw, shape: tuple[int, ...]):
 
 def shaped(weight: np.ndarray, sparse: Sparse) -> tuple[np.ndarray, int]:
     """Return the weight with zeros where N:M wants them, and the count of the form; by explicit loops."""
-    if sparse.packing == "bitmap":
+    if sparse.packing in ("bitmap", "gaps"):
         return weight, int(np.count_nonzero(weight))
     matrix = to_matrix(weight, sparse.layout, sparse.axis).copy()
     taps, height, width = matrix.shape
@@ -61,6 +61,23 @@ def shaped(weight: np.ndarray, sparse: Sparse) -> tuple[np.ndarray, int]:
     return from_matrix(matrix, weight.shape, sparse.layout, sparse.axis), count
 
 
+def gap_bytes(weight: np.ndarray) -> int:
+    """Return how many bytes the gaps take, by a loop: one per element, and one for every 255 zeros before it."""
+    found = zeros = 0
+    for value in weight.reshape(-1).tolist():
+        if value:
+            found += 1 + zeros // 255
+            zeros = 0
+        else:
+            zeros += 1
+    return found
+
+
+def counted(sparse: Sparse, count: int, weight: np.ndarray) -> Sparse:
+    index = gap_bytes(weight) if sparse.packing == "gaps" else 0
+    return Sparse(sparse.packing, count, block=sparse.block, index=index, layout=sparse.layout, axis=sparse.axis)
+
+
 @st.composite
 def cases(draw):
     """Draw a dtype, bit patterns with a density of zeros, and a form that stores them."""
@@ -74,7 +91,7 @@ def cases(draw):
     elements = np.where(rng.rand(*shape) < draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0])), 0, elements)
     elements, count = shaped(elements.astype(f"u{bits // 8}"), sparse)
     if sparse.packing != "n_m":
-        sparse = Sparse(sparse.packing, count, block=sparse.block, layout=sparse.layout, axis=sparse.axis)
+        sparse = counted(sparse, count, elements)
     return dtype, shape, sparse, torch.from_numpy(elements.view(f"i{bits // 8}").copy()).view(dtype)
 
 
@@ -100,7 +117,7 @@ def test_integers_come_back_too(kind, seed, data) -> None:
     integers = rng.randint(packing.low, packing.high + 1, shape) * (rng.rand(*shape) < 0.5)
     integers, count = shaped(integers, sparse)
     if sparse.packing != "n_m":
-        sparse = Sparse(sparse.packing, count, block=sparse.block, layout=sparse.layout, axis=sparse.axis)
+        sparse = counted(sparse, count, integers)
     scale = torch.tensor(0.25)
     floats = torch.from_numpy(integers.astype(np.float32)) * scale
     dense = to_integers(floats, packing, scale, None, "w")
@@ -126,7 +143,8 @@ def test_a_file_brings_every_bit_back_and_says_how_it_holds_it(file) -> None:
     header = inspect(file)
     found = {name: record.sparse for name, record in header.tensors.items() if record.sparse is not None}
     assert {name: sparse.packing for name, sparse in found.items()} == {
-        "bits": "bitmap", "blocks": "blocks", "pairs": "n_m", "bytes": "bitmap", "halves": "n_m", "kept": "bitmap"
+        "bits": "bitmap", "rare": "gaps", "blocks": "blocks", "pairs": "n_m", "bytes": "bitmap", "halves": "n_m",
+        "kept": "bitmap",
     }  # fmt: skip
     assert header.tensors["dense"].sparse is None
     assert all(header.stored[name].dtype == "uint8" for name in found)
@@ -159,6 +177,8 @@ def test_the_stored_bytes_are_those_of_the_closed_form(file) -> None:
     nonzero = int((model.bits.view(torch.int32) != 0).sum())  # a negative zero is a value
     assert stored("bits") == 432 // 8 + 4 * nonzero
     assert header.tensors["bits"].sparse.count == nonzero
+    rare = model.rare.detach().numpy()
+    assert stored("rare") == gap_bytes(rare) + 4 * int(np.count_nonzero(rare))
     padded = torch.nn.functional.pad(model.blocks, (0, 0, 0, 2)).reshape(8, 4, 5, 8)
     blocks = int((padded != 0).any(3).any(1).sum())
     assert stored("blocks") == 5 + blocks * 32 * 2
@@ -196,7 +216,10 @@ def test_no_density_makes_a_file_larger(tmp_path_factory, rows, columns, density
     assert kit.bits(loaded.model.weight) == kit.bits(weight)
 
 
-@pytest.mark.parametrize(("share", "packing"), [(0.5, "bitmap"), (0.9, "bitmap"), (0.0, None)])
+@pytest.mark.parametrize(
+    ("share", "packing"),
+    [(0.5, "bitmap"), (0.85, "bitmap"), (0.9, "gaps"), (0.98, "gaps"), (0.999, "bitmap"), (0.0, None)],
+)
 def test_the_smallest_form_is_chosen(share, packing) -> None:
     rng = np.random.RandomState(0)
     elements = (rng.rand(64, 64) >= share).astype(np.uint32)
@@ -223,6 +246,17 @@ def test_a_form_that_would_unfold_too_far_is_not_written() -> None:
     elements = np.zeros((4096, 64), np.uint32)
     hint = Sparse("blocks", block=(64, 64), layout="flat", axis=1)  # 8 bytes for a megabyte
     assert choose(elements, 32, hint, elements.nbytes).packing == "bitmap"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 800), max_size=12), st.integers(0, 600))
+def test_gaps_of_any_length_come_back(zeros, behind) -> None:
+    """Runs of zeros around the 255 that a byte cannot say."""
+    elements = np.array([value for run in zeros for value in [*([0] * run), 7]] + [0] * behind, np.uint16)
+    sparse = Sparse("gaps", len(zeros), index=gap_bytes(elements))
+    stored = pack(elements, sparse, 16)
+    assert len(stored) == stored_bytes(sparse, elements.shape, 16, "") == sum(1 + run // 255 + 2 for run in zeros)
+    assert np.array_equal(unpack(stored, sparse, elements.shape, np.uint16, 16, "w"), elements)
 
 
 def test_names_that_a_later_step_took_away_are_passed_over(tmp_path) -> None:

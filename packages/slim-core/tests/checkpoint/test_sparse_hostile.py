@@ -17,7 +17,7 @@ from slim_core.checkpoint import inspect, load, verify
 from slim_core.checkpoint.sparse import Sparse, unpack
 from slim_core.errors import CheckpointError
 
-SPARSE = ("bits", "blocks", "pairs", "bytes", "halves", "kept")
+SPARSE = ("bits", "rare", "blocks", "pairs", "bytes", "halves", "kept")
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +141,29 @@ def test_a_code_that_no_combination_has_is_refused() -> None:
         unpack(np.array([7, 1, 2], np.uint8), sparse, (1, 4), np.uint8, 8, "tensors.w")
 
 
+@pytest.mark.parametrize(
+    ("index", "count", "words"),
+    [
+        ([0, 3], 1, "lead to 2 places, and 1 values"),
+        ([0, 8], 2, "do not end inside"),
+        ([255, 0], 1, "do not end inside"),
+        ([3, 255], 1, "do not end inside"),
+        ([], 1, "lead to 0 places"),
+    ],
+)
+def test_gaps_that_lead_elsewhere_are_refused(index, count, words) -> None:
+    stored = np.array([*index, *range(1, count + 1)], np.uint8)
+    with pytest.raises(CheckpointError, match=words):
+        unpack(stored, Sparse("gaps", count, index=len(index)), (9,), np.uint8, 8, "tensors.w")
+
+
 def test_values_in_the_padding_are_refused() -> None:
     sparse = Sparse("blocks", 1, block=(2, 2), layout="flat", axis=1)
     with pytest.raises(CheckpointError, match="padding"):
         unpack(np.array([1, 1, 0, 3, 0], np.uint8), sparse, (1, 2), np.uint8, 8, "tensors.w")
 
 
-def test_a_file_that_would_unfold_to_more_than_64_times_its_bytes_is_refused_in_little_memory(parts, tmp_path) -> None:
+def test_a_file_that_would_unfold_to_more_than_256_times_its_bytes_is_refused_in_little_memory(parts, tmp_path) -> None:
     """Forms whose bytes add up, and that are small: a terabyte of zeros in blocks, in a process with 1 GB to spare."""
     container, slim, data = parts
     shape, count = [2**19, 2**19], 0
@@ -177,4 +193,4 @@ def test_a_file_that_would_unfold_to_more_than_64_times_its_bytes_is_refused_in_
     """
     done = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, timeout=60, check=True)
     assert "slim.tensors.dense.sparse" in done.stdout
-    assert "more than 64 times" in done.stdout
+    assert "more than 256 times" in done.stdout

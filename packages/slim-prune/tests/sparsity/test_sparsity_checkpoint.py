@@ -13,7 +13,7 @@ from slim_core.plugins import load_plugins
 from slim_core.testing.workloads import TinyNet, tiny_workload
 from slim_core.workload import Transform, Workload, call
 from slim_prune import sparsity
-from slim_prune.sparsity import NM, Block, SparsityMasks
+from slim_prune.sparsity import NM, Block, SparsityMasks, Unstructured
 from slim_prune.sparsity.selecting import is_n_of_m
 
 
@@ -47,8 +47,9 @@ def bits(model: nn.Module) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("arguments", "packing", "share"),
     [
-        ({"sparsity": 0.5}, "bitmap", 0.5 + 1 / 32),
-        ({"sparsity": 0.9}, "bitmap", 0.1 + 1 / 32),
+        ({"scheme": Unstructured("layer"), "sparsity": 0.5}, "bitmap", 0.5 + 1 / 32),
+        ({"scheme": Unstructured("layer"), "sparsity": 0.8}, "bitmap", 0.2 + 1 / 32),
+        ({"scheme": Unstructured("layer"), "sparsity": 0.95}, "gaps", 0.05 * (1 + 8 / 32)),
         ({"scheme": "2:4"}, "n_m", 0.5 + 0.75 / 32),
         ({"scheme": "1:4"}, "n_m", 0.25 + 0.5 / 32),
         ({"scheme": Block((8, 8), scope="layer"), "sparsity": 0.75}, "blocks", 0.25 + 1 / 64 / 32),

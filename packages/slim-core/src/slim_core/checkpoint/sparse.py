@@ -23,11 +23,11 @@ from slim_core.checkpoint.node import Node
 from slim_core.checkpoint.packing import pack4, unpack4
 from slim_core.errors import CheckpointError
 
-PACKINGS = ("bitmap", "blocks", "n_m")
+PACKINGS = ("bitmap", "gaps", "blocks", "n_m")
 LAYOUTS = ("flat", "channels")
 
 #: A stored tensor unfolds to at most so many times its bytes: what reading allocates is bounded by the file's size.
-MAX_UNFOLD = 64
+MAX_UNFOLD = 256
 MAX_BLOCK = 4096  # elements of a block
 MAX_GROUP = 16  # m of N:M: bounds the table of combinations
 
@@ -39,11 +39,13 @@ class Sparse:
     """How a tensor's elements are stored.
 
     Args:
-        packing: ``bitmap``: a bit per element, then those that are not zero. ``blocks``: a bit per block of the
-            matrix, then whole blocks. ``n_m``: for each group of ``m`` columns the number of a combination, then ``n``
-            values each.
+        packing: ``bitmap``: a bit per element, then those that are not zero. ``gaps``: a byte per stored element, how
+            many zeros stand before it (255: so many zeros, and no element), then the elements. ``blocks``: a bit per
+            block of the matrix, then whole blocks. ``n_m``: for each group of ``m`` columns the number of a
+            combination, then ``n`` values each.
         count: how many elements or blocks are stored; 0 for ``n_m``, where every group stores ``n``.
         block: rows and columns of a block.
+        index: bytes of ``gaps``.
         n, m: of N:M.
         layout: the matrix: ``flat``, (out, in * kh * kw); ``channels``, one (out, in) for each (kh, kw).
         axis: the tensor's input dimension, 0 or 1.
@@ -52,6 +54,7 @@ class Sparse:
     packing: str
     count: int = 0
     block: tuple[int, int] | None = None
+    index: int = 0
     n: int | None = None
     m: int | None = None
     layout: str | None = None
@@ -61,6 +64,8 @@ class Sparse:
         """Return what the header says: the keys that this packing has."""
         if self.packing == "bitmap":
             return {"packing": "bitmap", "count": self.count}
+        if self.packing == "gaps":
+            return {"packing": "gaps", "count": self.count, "index": self.index}
         where = {"layout": self.layout, "axis": self.axis}
         if self.packing == "blocks":
             return {"packing": "blocks", "count": self.count, "block": list(self.block or ()), **where}
@@ -79,6 +84,10 @@ def read_sparse(node: Node) -> Sparse:
     if kind == "bitmap":
         fields = node.record(("packing", "count"))
         return Sparse(kind, fields["count"].whole(0, limits.MAX_SIZE))
+    if kind == "gaps":
+        fields = node.record(("packing", "count", "index"))
+        count, index = (fields[key].whole(0, limits.MAX_SIZE) for key in ("count", "index"))
+        return Sparse(kind, count, index=index)
     if kind == "blocks":
         fields = node.record(("packing", "count", "block", "layout", "axis"))
         count = fields["count"].whole(0, limits.MAX_SIZE)
@@ -199,6 +208,8 @@ def stored_bytes(sparse: Sparse, shape: Sequence[int], bits: int, field: str) ->
     places = math.prod(shape)
     if sparse.packing == "bitmap":
         index, values = _octets(places), sparse.count
+    elif sparse.packing == "gaps":
+        index, values = sparse.index, sparse.count
     else:
         if len(shape) < 2:
             raise CheckpointError(f"a tensor of shape {list(shape)} is no matrix", field=field)
@@ -224,7 +235,10 @@ def choose(elements: Bits, bits: int, hint: Sparse | None, dense: int) -> Sparse
         dense: what is to be undercut.
     """
     shape = elements.shape
-    found = [Sparse("bitmap", int(np.count_nonzero(elements)))]
+    count = int(np.count_nonzero(elements))
+    found = [Sparse("bitmap", count)]
+    if 8 * count < elements.size:  # else a byte for each is more than a bit for all
+        found.append(Sparse("gaps", count, index=len(_gaps(elements.reshape(-1) != 0))))
     if hint is not None and len(shape) >= 2 and elements.size:
         matrix = to_matrix(elements, hint.layout or "flat", hint.axis or 0)
         if hint.packing == "n_m":
@@ -262,6 +276,9 @@ def pack(elements: Bits, sparse: Sparse, bits: int) -> NDArray[np.uint8]:
     if sparse.packing == "bitmap":
         stored = elements.reshape(-1) != 0
         return _joined(np.packbits(stored, bitorder="little"), elements.reshape(-1)[stored], bits)
+    if sparse.packing == "gaps":
+        stored = elements.reshape(-1) != 0
+        return _joined(_gaps(stored), elements.reshape(-1)[stored], bits)
     matrix = to_matrix(elements, sparse.layout or "flat", sparse.axis or 0)
     rows, columns = sparse.block or (1, sparse.m or 1)
     blocks = to_blocks(matrix, rows, columns).reshape(-1, rows * columns)
@@ -289,6 +306,12 @@ def unpack(stored: NDArray[np.uint8], sparse: Sparse, shape: Sequence[int], dtyp
         elements = np.zeros(total, dtype)
         elements[where] = _values(stored[_octets(total) :], sparse.count, dtype, bits, field)
         return elements.reshape(tuple(shape))
+    if sparse.packing == "gaps":
+        total = math.prod(shape)
+        positions = _positions(stored[: sparse.index], total, sparse.count, field)
+        elements = np.zeros(total, dtype)
+        elements[positions] = _values(stored[sparse.index :], sparse.count, dtype, bits, field)
+        return elements.reshape(tuple(shape))
     count, height, width = matrix_shape(shape, sparse.layout or "flat", sparse.axis or 0)
     rows, columns = sparse.block or (1, sparse.m or 1)
     down, across = -(-height // rows), -(-width // columns)
@@ -309,6 +332,26 @@ def unpack(stored: NDArray[np.uint8], sparse: Sparse, shape: Sequence[int], dtyp
     if np.count_nonzero(matrix) != np.count_nonzero(blocks):
         raise CheckpointError("the padding of its blocks is not zero", field=field)
     return from_matrix(matrix, shape, sparse.layout or "flat", sparse.axis or 0)
+
+
+def _gaps(stored: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return the bytes of ``gaps`` for these places."""
+    zeros = np.diff(np.flatnonzero(stored), prepend=-1) - 1  # before each stored element
+    skips = zeros // 255
+    index = np.full(len(zeros) + int(skips.sum()), 255, np.uint8)
+    index[np.cumsum(skips + 1) - 1] = zeros % 255
+    return index
+
+
+def _positions(index: NDArray[np.uint8], total: int, count: int, field: str) -> NDArray[np.int64]:
+    """Return where the elements stand that ``gaps`` describes."""
+    ends = np.cumsum(np.where(index == 255, np.int64(255), index.astype(np.int64) + 1))
+    positions: NDArray[np.int64] = ends[index != 255] - 1
+    if len(positions) != count:
+        raise CheckpointError(f"its gaps lead to {len(positions)} places, and {count} values are stored", field=field)
+    if len(index) and (index[-1] == 255 or int(ends[-1]) > total):
+        raise CheckpointError("its gaps do not end inside the tensor", field=field)
+    return positions
 
 
 def _joined(index: NDArray[np.uint8], values: Bits, bits: int) -> NDArray[np.uint8]:

@@ -302,7 +302,7 @@ def _form(sparse: Mapping[str, Any]) -> str:
         return f"{sparse['n']}:{sparse['m']}"
     if sparse["packing"] == "blocks":
         return f"blocks of {sparse['block'][0]} x {sparse['block'][1]}"
-    return "bitmap"
+    return str(sparse["packing"])
 
 
 def _tensors(header: Header) -> Table:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slim_prune.errors import PlanError as PlanError
     from slim_prune.evolution.result import SearchResult as SearchResult
     from slim_prune.evolution.search import search as search
+    from slim_prune.importance.scoring import scores as scores
     from slim_prune.importance.slimming import Slimming as Slimming
     from slim_prune.importance.slimming import norm_scales as norm_scales
     from slim_prune.importance.slimming import scale_penalty as scale_penalty
@@ -55,6 +56,7 @@ _LAZY = {
     "prune_iteratively": "slim_prune.schedules.iterative",
     "recalibrate": "slim_prune.recalibration",
     "scale_penalty": "slim_prune.importance.slimming",
+    "scores": "slim_prune.importance.scoring",
     "search": "slim_prune.evolution.search",
     "sensitivity": "slim_prune.sensitivity.analysis",
 }

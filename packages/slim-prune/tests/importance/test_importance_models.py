@@ -140,3 +140,23 @@ def test_the_chosen_channels_lose_less_than_random_ones() -> None:
     chance = np.mean([loss("random", seed) for seed in range(5)])
     for name in ("taylor", "fisher", "hessian", "apoz", "activation", "l1"):
         assert loss(name) < chance
+
+
+@pytest.mark.parametrize("importance", ["l1", "taylor", {"name": "apoz", "samples": 5}])
+def test_scores_without_a_plan_are_what_the_plan_goes_by(importance) -> None:
+    model, data = hand.joined(), hand.data()
+    given = {"task": hand.Squares(), "train": data}
+    found = slim_prune.scores(model, (data[0][0],), importance, **given)
+    plan = slim_prune.plan(model, (data[0][0],), ratios={"*": 0.5}, round_to=1, importance=importance, **given)
+    for group in plan.groups:
+        best = np.argsort(-found[group.name], kind="stable")[: len(group.kept)]
+        assert np.array_equal(np.sort(best), group.kept)
+    expected = hand.scores(importance, hand.context(model, data))
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_scores_without_data_are_an_error_before_the_model_is_run() -> None:
+    from slim_prune.errors import PlanError
+
+    with pytest.raises(PlanError, match="importance 'fisher' needs training data"):
+        slim_prune.scores(nn.Identity(), (torch.zeros(1),), "fisher", task=hand.Squares())

@@ -88,7 +88,11 @@ class Job:
     def read(self) -> Samples:
         """Read the data."""
         return Samples(
-            self.data, limit=self.samples, seed=self.seed if self.stop is not None else None, memory=self.memory
+            self.data,
+            limit=self.samples,
+            seed=self.seed if self.stop is not None else None,
+            even=Measure.of(self.task, self.metric).by_sample,
+            memory=self.memory,
         )
 
     def identity(self, samples: Samples) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from slim_core.graph.rules import find_rule
 from slim_core.graph.rules.base import Rule, refs_of
 from slim_core.graph.types import Graph, Ref
 from slim_core.workload import Inputs, call, tensors_of
-from slim_prune.sensitivity.program import NotReplayableError, function_of, mutated
+from slim_prune.sensitivity.facts import Facts, NotReplayableError
 
 
 class _Done(Exception):
@@ -41,13 +41,13 @@ class Capture:
 
     Args:
         model: the model, inside :func:`undisturbed`.
-        graph: its recording with inputs of the shapes that it will be run on.
+        facts: its recording with inputs of the shapes that it will be run on.
         rules: the rules that it was recorded with.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, rules: Mapping[str, Rule]) -> None:
-        self._model, self._graph, self._rules = model, graph, rules
-        self._changed = _changed_later(graph)
+    def __init__(self, model: nn.Module, facts: Facts, rules: Mapping[str, Rule]) -> None:
+        self._model, self._graph, self._rules = model, facts.graph, rules
+        self._changed = _changed_later(facts)
 
     def run(self, inputs: Inputs, wanted: Iterable[int], last: int | None = None) -> dict[int, Tensor]:
         """Return the wanted values by number.
@@ -85,14 +85,11 @@ def _tops(inputs: Any) -> list[Any]:
     return list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
 
 
-def _changed_later(graph: Graph) -> set[int]:
+def _changed_later(facts: Facts) -> set[int]:
     """Return the values whose storage some later operator changes in place."""
-    changes: dict[int, int] = {}
-    for node in graph.nodes:
-        for ref in mutated(node, function_of(node.op)):
-            changes[graph.values[ref.index].storage] = node.index
-    born = {index: node.index for node in graph.nodes for index in node.outputs}
-    return {value.index for value in graph.values if changes.get(value.storage, -1) > born.get(value.index, -1)}
+    graph = facts.graph
+    changes = {graph.values[index].storage: node for node, items in enumerate(facts.changed) for index in items}
+    return {value.index for value in graph.values if changes.get(value.storage, -1) > facts.made.get(value.index, -1)}
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -151,7 +148,8 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise NotReplayableError(
                 f"a tensor has shape {shape} and was recorded as {self._graph.values[index].shape}"
             )
-        self._found[index] = tensor.clone() if index in self._changed else tensor
+        kept = tensor.contiguous()  # slicing channels is quick in this layout only
+        self._found[index] = tensor.clone() if index in self._changed and kept is tensor else kept
 
     def _keep_constants(self, func: Any, recorded: Mapping[str, Any], args: Any, kwargs: Any) -> None:
         refs = refs_of(recorded.values())

@@ -56,8 +56,7 @@ class Point:
         value: the metric.
         samples: on how many samples it was measured.
         margin: half-width of its confidence interval; 0 when all samples were used.
-        method: ``"replay"`` (only what depends on the group was computed), ``"masked"`` (the whole model with zeroed
-            channels) or ``"rebuilt"`` (a pruned copy).
+        method: ``"replay"`` (only what depends on the group was computed) or ``"whole"`` (the whole pruned forward).
     """
 
     group: str

@@ -1,8 +1,8 @@
 """Measuring points: one pass of the whole model per batch, and of each pruned model only what differs from it.
 
 For every batch the whole model runs once, as far as values are needed; each point then runs its own program from
-there. Only one batch's values are held at a time, so memory stays bounded whatever the size of the data. Groups whose
-programs are short share a pass. What cannot be replayed is measured with a pruned copy, and a note says so.
+there. Only one batch's values are held at a time, so memory stays bounded whatever the size of the data. A few groups
+share a pass. What cannot be replayed is measured with the whole pruned forward, and a note says so.
 
 Not here: which points (``analysis.py``), compiling programs (``program.py``).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,26 +20,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slim_core.data import map_tensors, to_device
+from slim_core.data import batch_size, map_tensors, slice_batch, to_device
 from slim_core.errors import SlimError
 from slim_core.graph import analyse
 from slim_core.graph.attributes import attribute_edits
 from slim_core.graph.dims import rules_of
+from slim_core.graph.isolate import edited, isolated
 from slim_core.graph.record import Attempt
 from slim_core.graph.rules.base import Rule
 from slim_core.graph.shrink import cuts_of
-from slim_core.graph.types import Coupling
+from slim_core.graph.types import Coupling, Graph
 from slim_core.training.evaluate import device_of
 from slim_core.workload import Inputs, call, tensors_of
-from slim_prune.edits import Indices, edits_of, state_of
-from slim_prune.masking import masked
+from slim_prune.edits import Indices, state_of
 from slim_prune.sensitivity.capture import Capture, undisturbed
 from slim_prune.sensitivity.curves import Base, Point
+from slim_prune.sensitivity.facts import Facts, NotReplayableError, facts_of
 from slim_prune.sensitivity.meter import Measure, Meter
-from slim_prune.sensitivity.program import NotReplayableError, Program, compile_program
+from slim_prune.sensitivity.program import Program, compile_program, follows_from_shapes, taken
+from slim_prune.sensitivity.quicker import make_quicker
 from slim_prune.sensitivity.samples import Samples
 from slim_prune.sensitivity.stopping import Differences, EarlyStop
-from slim_prune.surgery import copy_and_operate
 
 Key = tuple[str, int]
 #: units that stay, of a group that keeps so many
@@ -47,9 +48,12 @@ Best = Callable[[str, int], Indices]
 
 #: groups that share one pass of the whole model: more would save little, and a kill would cost more
 _PACK = 4
-#: a replay may differ from the pruned copy by so much of the output's scale: other orders of adding up
+#: a replay may differ from the pruned forward by so much of the output's scale: other orders of adding up
 _CLOSE = 1e-4
-_REPLAY, _MASKED, _REBUILT = "replay", "masked", "rebuilt"
+#: samples that a replay is proved on
+_PROOF = 2
+_MOST_SITES = 16
+_REPLAY, _WHOLE = "replay", "whole"
 
 
 class RuleBook:
@@ -67,9 +71,9 @@ class RuleBook:
 
 @dataclass(slots=True)
 class _Site:
-    """What belongs to inputs of one signature: the analysis, the capture, the shape of the outputs, the programs."""
+    """What belongs to inputs of one signature: the recording, the capture, the shape of outputs, the programs."""
 
-    coupling: Coupling
+    facts: Facts
     capture: Capture
     inputs: Any
     template: Any = None
@@ -99,7 +103,7 @@ class Engine:
         stop: when a point has seen enough; ``None``: after all samples.
         memory: bytes of the whole model's values that are held for several groups at once.
         rules: further operator rules, by name.
-        replay: compute only what depends on a group; otherwise every point runs a whole pruned copy.
+        replay: compute only what depends on a group; otherwise every point runs the whole pruned forward.
     """
 
     def __init__(
@@ -122,37 +126,38 @@ class Engine:
         self._rules = rules_of(self._registry)
         self._device = device_of(model)
         self._state = state_of(model)
+        self._known = _signature(example_inputs)
+        self._few = batch_size(example_inputs) if tensors_of(example_inputs) else 0
         self._sites: dict[Any, _Site | str] = {}
+        self._whole: dict[str, None] = {}  # groups that are not replayed
         self._proved: set[str] = set()
+        self._follows: dict[str, bool] = {}  # whether all arguments of a group's pruned forwards follow from shapes
+        self._layout: dict[int, Tensor] | None = None
         self._whole_rows: list[NDArray[np.float64]] = []
         self._base: Base | None = None
         self._spread: float | None = None
-        self._known = (_signature(_as_inputs(example_inputs)), coupling)
         self.notes: list[str] = []
         self.stop = stop if stop is None or measure.by_sample else None
         if stop is not None and self.stop is None:
             self._note(f"'{measure.metric}' is no mean over samples: every point is measured on all of them")
         elif self.stop is not None and not samples.shuffled and len(samples) > 1:
             self.stop = None
-            self._note("the batches cannot be put in random order: every point is measured on all samples")
+            self._note("the samples cannot be put in random order: every point is measured on all of them")
 
     # --- the whole model ---
 
-    def base(self, advance: Callable[[], None] = lambda: None) -> Base:
+    def base(self) -> Base:
         """Measure the whole model."""
         if self._base is not None:
             return self._base
         meter = self._measure.meter()
         self._whole_rows.clear()
-        with self._undisturbed():
+        with undisturbed(self._model):
             for batch, size in zip(self._samples, self._samples.sizes, strict=True):
                 inputs = self._inputs(batch)
-                outputs = call(self._model, inputs)
-                site = self._site(inputs)
-                if isinstance(site, _Site) and site.template is None:
-                    site.template = outputs
+                with self._whole_forward(inputs):
+                    outputs = call(self._model, inputs)
                 self._whole_rows.append(meter.update(outputs, to_device(batch, self._device), size))
-                advance()
         value = meter.value()
         if not math.isfinite(value):
             raise SlimError(
@@ -166,9 +171,41 @@ class Engine:
         return self._base
 
     def remember(self, base: Base) -> None:
-        """Take the whole model's value from an earlier run, where samples of it are not needed."""
+        """Take the whole model's value from an earlier run, where its value for each sample is not needed."""
         if self.stop is None:
             self._base = base
+
+    @contextmanager
+    def _whole_forward(self, inputs: Inputs) -> Iterator[None]:
+        """Run the whole model inside with its kernels in the layout that is quickest."""
+        if self._layout is None:
+            self._layout = self._quick_layout(inputs)
+        if not self._layout:
+            yield
+            return
+        layout = self._layout
+        with isolated(self._model, lambda _, tensor: layout.get(id(tensor), tensor)):
+            yield
+
+    def _quick_layout(self, inputs: Inputs) -> dict[int, Tensor]:
+        """Return kernels with their channels last, by the id of the original, where the model runs the same so."""
+        if not self._replay or self._device.type != "cpu":
+            return {}
+        layout = {
+            id(tensor): _as_parameter(tensor.detach().contiguous(memory_format=torch.channels_last), tensor)
+            for tensor in self._state.values()
+            if tensor.dim() == 4 and tensor.is_floating_point() and tensor.is_contiguous()
+        }
+        if not layout:
+            return {}
+        few = slice_batch(inputs, 0, _PROOF)
+        try:
+            expected = tensors_of(call(self._model, few))
+            with isolated(self._model, lambda _, tensor: layout.get(id(tensor), tensor)):
+                found = tensors_of(call(self._model, few))
+        except Exception:  # noqa: BLE001  a forward that insists on a layout
+            return {}
+        return layout if len(found) == len(expected) and all(map(_close, found, expected)) else {}
 
     # --- points ---
 
@@ -185,33 +222,48 @@ class Engine:
             groups.setdefault(key[0], []).append(key)
         waiting = list(groups)
         while waiting:
-            pack = waiting[:_PACK]
-            with self._undisturbed():
+            with undisturbed(self._model):
+                pack = self._pack(waiting, groups)
                 points = self._measure_pack([key for name in pack for key in groups[name]], advance)
             yield points
             waiting = waiting[len(pack) :]
 
-    def _measure_pack(self, keys: Sequence[Key], advance: Callable[[float], None]) -> list[Point]:
-        with ExitStack() as stack:
-            ways = {key: self._way(key, stack) for key in keys}
-            running = [_Running(key, self._measure.meter(), self._paired()) for key in keys]
-            seen = 0
-            for number, (batch, size) in enumerate(zip(self._samples, self._samples.sizes, strict=True)):
-                active = [item for item in running if not item.done]
-                if not active:
+    def _pack(self, waiting: Sequence[str], groups: Mapping[str, Sequence[Key]]) -> list[str]:
+        """Return the next groups that are measured in one pass: so many that their values fit into memory together."""
+        batch = next(iter(self._samples))
+        site = self._site(self._inputs(batch))
+        self._prove(self._inputs(batch), [key for name in waiting[:_PACK] for key in groups[name]])
+        pack: list[str] = []
+        held: dict[int, int] = {}
+        for name in waiting[:_PACK]:
+            key = groups[name][0]
+            program = self._program(site, key) if isinstance(site, _Site) else None
+            if program is not None and isinstance(site, _Site):
+                values = site.facts.graph.values
+                held |= {item.value: _bytes(values[item.value]) for item in program.wanted}
+                if pack and sum(held.values()) > self._memory:
                     break
-                inputs = self._inputs(batch)
-                on_device = to_device(batch, self._device)
-                outputs = self._outputs(inputs, [item.key for item in active], ways)
-                seen += size
-                for item in active:
-                    rows = item.meter.update(outputs(item.key), on_device, size)
-                    advance(size / self._samples.count)
-                    if item.differences is not None and self._decided(item, rows, number, seen):
-                        item.done = True
-                        advance(1 - seen / self._samples.count)
-                del outputs
-            points = [self._point(item, ways[item.key].method) for item in running]
+            pack.append(name)
+        return pack
+
+    def _measure_pack(self, keys: Sequence[Key], advance: Callable[[float], None]) -> list[Point]:
+        running = [_Running(key, self._measure.meter(), self._paired()) for key in keys]
+        seen = 0
+        for number, (batch, size) in enumerate(zip(self._samples, self._samples.sizes, strict=True)):
+            active = [item for item in running if not item.done]
+            if not active:
+                break
+            inputs, on_device = self._inputs(batch), to_device(batch, self._device)
+            outputs = self._outputs(inputs, [item.key for item in active])
+            seen += size
+            for item in active:
+                rows = item.meter.update(outputs(item.key), on_device, size)
+                advance(size / self._samples.count)
+                if item.differences is not None and self._decided(item, rows, number, seen):
+                    item.done = True
+                    advance(1 - seen / self._samples.count)
+            del outputs
+        points = [self._point(item) for item in running]
         for site in self._sites.values():
             if isinstance(site, _Site):
                 site.programs.clear()
@@ -233,8 +285,9 @@ class Engine:
         drop = -item.differences.mean if self._measure.higher_is_better else item.differences.mean
         return seen < self._samples.count and self.stop.decided(drop, item.differences.margin, seen)
 
-    def _point(self, item: _Running, method: str) -> Point:
+    def _point(self, item: _Running) -> Point:
         name, kept = item.key
+        method = _WHOLE if name in self._whole else _REPLAY
         if item.done and item.differences is not None:  # paired: what the whole model has on the rest is known
             value = self.base().value + item.differences.mean
             return Point(name, kept, value, item.meter.samples, item.differences.margin, method)
@@ -247,84 +300,133 @@ class Engine:
             )
         return Point(name, kept, value, item.meter.samples, 0.0, method)
 
-    # --- ways to compute a point ---
+    # --- outputs of pruned models ---
 
-    def _way(self, key: Key, stack: ExitStack) -> _Way:
-        name, count = key
-        kept = {name: self._best(name, count)}
-        return _Way(self, key, kept, stack)
-
-    def _outputs(self, inputs: Inputs, keys: Sequence[Key], ways: Mapping[Key, _Way]) -> Callable[[Key], Any]:
+    def _outputs(self, inputs: Inputs, keys: Sequence[Key]) -> Callable[[Key], Any]:
         """Return what gives each point's outputs on a batch; the whole model has run by then, as far as needed."""
-        site = self._site(inputs) if any(ways[key].method == _REPLAY for key in keys) else ""
+        self._prove(inputs, keys)
+        site = self._site(inputs)
         programs: dict[Key, Program] = {}
         for key in keys:
-            way = ways[key]
-            if way.method != _REPLAY:
-                continue
-            if isinstance(site, str):
-                way.give_up(site)
-                continue
-            program = way.program(site)
+            program = self._program(site, key)
             if program is not None:
                 programs[key] = program
         whole: dict[int, Tensor] = {}
         if programs and isinstance(site, _Site):
-            whole = self._whole_values(site, inputs, programs, ways)
-            if site.template is None:
-                site.template = call(self._model, inputs)
-            self._prove(site, inputs, whole, programs, ways)
+            try:
+                whole = self._captured(site, inputs, list(programs.values()))
+            except NotReplayableError as error:
+                for name, _ in programs:
+                    self._give_up(name, str(error))
 
         def outputs(key: Key) -> Any:
-            program = programs.get(key)
-            if program is not None and ways[key].method == _REPLAY and isinstance(site, _Site):
-                return _filled(site.template, program.run(whole))
-            return ways[key].whole_outputs(inputs)
+            if key in programs and key[0] not in self._whole and isinstance(site, _Site):
+                return _filled(site.template, programs[key].run(whole))
+            return self._pruned_forward(key, inputs)
 
         return outputs
 
-    def _whole_values(
-        self, site: _Site, inputs: Inputs, programs: Mapping[Key, Program], ways: Mapping[Key, _Way]
-    ) -> dict[int, Tensor]:
-        wanted = {item.value for program in programs.values() for item in program.wanted}
-        last = max(program.last for program in programs.values())
-        try:
+    def _captured(self, site: _Site, inputs: Inputs, programs: Sequence[Program]) -> dict[int, Tensor]:
+        wanted = {item.value for program in programs for item in program.wanted}
+        last = max(program.last for program in programs)
+        with self._whole_forward(inputs):
+            if site.template is None:
+                site.template = call(self._model, inputs)
             return site.capture.run(inputs, wanted, last)
-        except NotReplayableError as error:
-            for key in programs:
-                ways[key].give_up(str(error))
-            return {}
 
-    def _prove(
-        self,
-        site: _Site,
-        inputs: Inputs,
-        whole: Mapping[int, Tensor],
-        programs: Mapping[Key, Program],
-        ways: Mapping[Key, _Way],
-    ) -> None:
-        """Compare one replay of each group with the pruned copy itself, once."""
+    def _pruned_forward(self, key: Key, inputs: Inputs) -> Any:
+        """Run the whole pruned forward: the user's own, on smaller tensors, without a copy of the model."""
+        kept = {key[0]: self._best(*key)}
+        cuts = cuts_of(self._coupling, kept)
+
+        def smaller(name: str, tensor: Tensor) -> Tensor:
+            return _as_parameter(taken(tensor.detach(), cuts[name]), tensor) if name in cuts else tensor
+
+        with isolated(self._model, smaller), edited(attribute_edits(self._model, self._coupling, kept)):
+            return call(self._model, inputs)
+
+    def _program(self, site: _Site | str, key: Key) -> Program | None:
+        """Return the program of a point for inputs of a site's signature; ``None`` where there is none."""
+        name = key[0]
+        if name in self._whole:
+            return None
+        if isinstance(site, str):
+            self._give_up(name, site)
+            return None
+        if key not in site.programs:
+            try:
+                site.programs[key] = self._compiled(site, key)
+            except NotReplayableError as error:
+                self._give_up(name, str(error))
+                return None
+        return site.programs[key]
+
+    def _compiled(self, site: _Site, key: Key) -> Program:
+        kept = {key[0]: self._best(*key)}
+        pruned: Graph | None = None
+        if not self._follows.get(key[0], False):
+            pruned = self._recorded(site, kept)
+            follows = follows_from_shapes(site.facts, pruned, kept)
+            self._follows.setdefault(key[0], follows)
+        program, shapes = compile_program(site.facts, pruned, kept, self._state, self._device)
+        return make_quicker(program, shapes, self._device)
+
+    def _recorded(self, site: _Site, kept: Mapping[str, Indices]) -> Graph:
+        """Return the recording of a pruned forward, made without data."""
+        attempt = Attempt(
+            self._model,
+            site.inputs,
+            "meta",
+            self._rules,
+            cuts=cuts_of(site.facts.coupling, kept),
+            edits=attribute_edits(self._model, site.facts.coupling, kept),
+            locate=False,
+        )
+        pruned = attempt.run()
+        if pruned is None:
+            raise NotReplayableError(f"the pruned forward cannot be recorded: {attempt.error}")
+        return pruned
+
+    def _prove(self, inputs: Inputs, keys: Sequence[Key]) -> None:
+        """Compare replays of each group with the pruned forward itself, once, on few samples."""
+        groups: dict[str, list[Key]] = {}
+        for key in keys:
+            if key[0] not in self._proved:
+                groups.setdefault(key[0], []).append(key)
+        if not groups:
+            return
+        self._proved.update(groups)
+        few = slice_batch(inputs, 0, min(self._few or _PROOF, _PROOF))
+        site = self._site(few)
+        ends = [key for own in groups.values() for key in dict.fromkeys([own[0], own[-1]])]
+        programs = {key: program for key in ends if (program := self._program(site, key)) is not None}
+        if not programs or not isinstance(site, _Site):
+            return
+        try:
+            whole = self._captured(site, few, list(programs.values()))
+        except NotReplayableError as error:
+            for name in groups:
+                self._give_up(name, str(error))
+            return
         for key, program in programs.items():
-            name = key[0]
-            if name in self._proved or ways[key].method != _REPLAY:
+            if key[0] in self._whole:
                 continue
-            self._proved.add(name)
-            expected = tensors_of(ways[key].whole_outputs(inputs))
+            expected = tensors_of(self._pruned_forward(key, few))
             try:
                 found = program.run(whole)
-                same = len(found) == len(expected) and all(map(_close, found, expected))
-                reason = "" if same else "the replay computes something else than the pruned model"
             except Exception as error:  # noqa: BLE001  an operator that cannot run by itself
-                reason = f"the replay fails: {type(error).__name__}: {error}"
-            if reason:
-                for other in programs:
-                    if other[0] == name:
-                        ways[other].give_up(reason)
+                self._give_up(key[0], f"{type(error).__name__}: {error}")
+                continue
+            if len(found) != len(expected) or not all(map(_close, found, expected)):
+                self._give_up(key[0], "the replay computes something else than the pruned model")
+
+    def _give_up(self, name: str, reason: str) -> None:
+        if name not in self._whole:
+            self._whole[name] = None
+            if self._replay:
+                self._note(f"{name}: every point ran the whole pruned forward, not a part of it: {reason}")
 
     # --- inputs ---
-
-    def _undisturbed(self) -> Any:
-        return undisturbed(self._model)
 
     def _inputs(self, batch: Any) -> Inputs:
         return self._measure.task.inputs(to_device(batch, self._device))
@@ -333,7 +435,7 @@ class Engine:
         """Return what belongs to inputs like these, or why they cannot be replayed."""
         if not self._replay:
             return "replaying is switched off"
-        signature = _signature(_as_inputs(inputs))
+        signature = _signature(inputs)
         if signature not in self._sites:
             try:
                 self._sites[signature] = self._new_site(inputs, signature)
@@ -343,8 +445,8 @@ class Engine:
 
     def _new_site(self, inputs: Inputs, signature: Any) -> _Site:
         if len(self._sites) >= _MOST_SITES:
-            raise NotReplayableError(f"the inputs have more than {_MOST_SITES} different shapes")
-        if signature == self._known[0]:
+            raise NotReplayableError(f"the batches have more than {_MOST_SITES} different shapes")
+        if signature == self._known:
             coupling = self._coupling
         else:
             try:
@@ -355,89 +457,21 @@ class Engine:
                 raise NotReplayableError("a batch's shapes give other channel groups than the example inputs")
         if coupling.graph.device_kind != "meta":
             raise NotReplayableError("the forward looks at values, so that it may run otherwise on other data")
-        return _Site(coupling, Capture(self._model, coupling.graph, self._rules), inputs)
-
-    def program(self, site: _Site, key: Key, kept: Mapping[str, Indices]) -> Program:
-        """Return the program of a point for inputs of a site's signature."""
-        if key not in site.programs:
-            attempt = Attempt(
-                self._model,
-                site.inputs,
-                "meta",
-                self._rules,
-                cuts=cuts_of(site.coupling, kept),
-                edits=attribute_edits(self._model, site.coupling, kept),
-                locate=False,
-            )
-            pruned = attempt.run()
-            if pruned is None:
-                raise NotReplayableError(f"the pruned forward cannot be recorded: {attempt.error}")
-            site.programs[key] = compile_program(site.coupling, pruned, kept, self._state, self._device)
-        return site.programs[key]
-
-    def edits(self, kept: Mapping[str, Indices]) -> Any:
-        return edits_of(self._model, self._coupling, kept)
-
-    @property
-    def model(self) -> nn.Module:
-        return self._model
-
-    def exact(self, name: str) -> bool:
-        return self._coupling.group(name).exact
-
-    def fits(self, bytes_: int) -> bool:
-        return bytes_ <= self._memory
-
-    def state_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in {id(t): t for t in self._state.values()}.values())
+        facts = facts_of(coupling)
+        return _Site(facts, Capture(self._model, facts, self._rules), inputs)
 
     def _note(self, line: str) -> None:
         if line not in self.notes:
             self.notes.append(line)
 
-    def gave_up(self, name: str, reason: str) -> None:
-        self._note(f"{name}: measured with whole pruned copies, not in part: {reason}")
+
+def _as_parameter(data: Tensor, like: Tensor) -> Tensor:
+    return nn.Parameter(data, requires_grad=False) if isinstance(like, nn.Parameter) else data
 
 
-_MOST_SITES = 8
-
-
-class _Way:
-    """How one point is computed: a replay, or a whole model when that is not possible."""
-
-    def __init__(self, engine: Engine, key: Key, kept: Mapping[str, Indices], stack: ExitStack) -> None:
-        self._engine, self._key, self._kept, self._stack = engine, key, kept, stack
-        self._copy: nn.Module | None = None
-        self.method = _REPLAY
-
-    def program(self, site: _Site) -> Program | None:
-        try:
-            return self._engine.program(site, self._key, self._kept)
-        except NotReplayableError as error:
-            self.give_up(str(error))
-            return None
-
-    def give_up(self, reason: str) -> None:
-        if self.method == _REPLAY:
-            self._engine.gave_up(self._key[0], reason)
-            small = self._engine.fits(self._engine.state_bytes() * _COPIES)
-            self.method = _REBUILT if small or not self._engine.exact(self._key[0]) else _MASKED
-
-    def whole_outputs(self, inputs: Inputs) -> Any:
-        """Run the whole pruned copy, or the whole model under a mask."""
-        edits = self._engine.edits(self._kept)
-        if self.method == _MASKED:
-            with masked(self._engine.model, edits) as model:
-                return call(model, inputs)
-        copied = self._copy
-        if copied is None:
-            copied = copy_and_operate(self._engine.model, edits)
-            if self.method == _REBUILT:
-                self._copy = copied
-        return call(copied, inputs)
-
-
-_COPIES = 16
+def _bytes(value: Any) -> int:
+    size: int = getattr(torch, value.dtype).itemsize
+    return int(math.prod(value.shape)) * size
 
 
 def _filled(template: Any, tensors: Sequence[Tensor]) -> Any:
@@ -452,10 +486,6 @@ def _close(found: Tensor, expected: Tensor) -> bool:
         return bool(torch.equal(found, expected))
     scale = float(expected.abs().max()) if expected.numel() else 0.0
     return bool(torch.allclose(found, expected, rtol=0.0, atol=_CLOSE * max(scale, 1e-6), equal_nan=True))
-
-
-def _as_inputs(inputs: Any) -> Any:
-    return (inputs,) if isinstance(inputs, Tensor) else inputs
 
 
 def _signature(value: Any) -> Any:

@@ -5,14 +5,14 @@ operator. What only loses channels (a convolution that makes them, its norm, its
 model's values serve, without the channels that are gone. What mixes channels (the next convolution) is computed again
 from sliced values and sliced weights, and so is everything behind it. Nothing else runs.
 
-Here: compiling and running such programs. Not here: where the whole model's values come from (``capture.py``), what is
-measured (``engine.py``).
+Here: compiling and running such programs. Not here: where the whole model's values come from (``capture.py``), making
+programs quick (``quicker.py``), what is measured (``engine.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slim_core.graph.rules.base import refs_of
 from slim_core.graph.shrink import removed_classes
 from slim_core.graph.types import Coupling, Graph, Node, Ref
+from slim_prune.sensitivity.facts import Facts, NotReplayableError
 from slim_prune.sensitivity.separable import channelwise, same_arguments
 
 Ints = NDArray[np.int64]
@@ -30,10 +30,9 @@ Ints = NDArray[np.int64]
 Slices = Mapping[int, Ints]
 
 _STATE = ("parameter", "buffer")
-
-
-class NotReplayableError(Exception):
-    """A model, or a group of it, cannot be computed in part; the text says why."""
+#: operators whose size argument is the shape of their result
+_SHAPED = ("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
+_CONVOLUTIONS = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +42,12 @@ class Wanted:
     value: int
     slices: Slices
 
-    def bytes(self, graph: Graph) -> int:
-        """Return the size of the whole value."""
-        value = graph.values[self.value]
-        return int(np.prod(value.shape, dtype=np.int64)) * int(getattr(torch, value.dtype).itemsize)
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor goes in an operator's arguments."""
+
+    value: int
 
 
 @dataclass(slots=True)
@@ -54,9 +55,11 @@ class Step:
     """One operator: its function, its arguments with places for tensors, where its results go, what is done with."""
 
     function: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    arguments: list[Any]
     keywords: dict[str, Any]
     outputs: tuple[int, ...]
+    reads: tuple[int, ...]
+    op: str
     free: tuple[int, ...] = ()
 
 
@@ -69,30 +72,37 @@ class Program:
         wanted: values of the whole model that it starts from.
         state: sliced parameters and buffers, by number of the value.
         outputs: numbers of the values that the model returns.
-        share: how much of the recorded operators it runs, from 0 to 1.
+        last: the operator at which the whole model has everything that is wanted; -1: its inputs are enough.
+        channels_last: hold pictures with their channels last in memory.
     """
 
     steps: list[Step]
     wanted: tuple[Wanted, ...]
     state: dict[int, Tensor]
     outputs: tuple[int, ...]
-    share: float
-    last: int = field(default=-1)
+    last: int
+    channels_last: bool = False
 
     def run(self, whole: Mapping[int, Tensor]) -> list[Tensor]:
         """Return the pruned model's output tensors.
 
         Args:
-            whole: the values that it starts from, by number, as the whole model computed them.
+            whole: the values that it starts from, by number, as the whole model computed them; they are left alone.
         """
         values: dict[int, Tensor] = dict(self.state)
         for item in self.wanted:
-            values[item.value] = taken(whole[item.value], item.slices)
+            tensor = taken(whole[item.value], item.slices)
+            if self.channels_last and tensor.dim() == 4:
+                tensor = tensor.contiguous(memory_format=torch.channels_last)
+            values[item.value] = tensor
         for step in self.steps:
-            arguments = [_filled(item, values) for item in step.arguments]
-            keywords = {name: _filled(item, values) for name, item in step.keywords.items()}
+            arguments = [
+                values[item.value] if type(item) is Place else _filled(item, values) if type(item) is list else item
+                for item in step.arguments
+            ]
+            keywords = {name: _filled(item, values) for name, item in step.keywords.items()} if step.keywords else {}
             result = step.function(*arguments, **keywords)
-            if isinstance(result, Tensor):
+            if type(result) is Tensor:
                 values[step.outputs[0]] = result
             else:
                 for index, tensor in zip(step.outputs, _flat(result), strict=True):
@@ -102,44 +112,69 @@ class Program:
         return [values[index] for index in self.outputs]
 
 
+def follows_from_shapes(facts: Facts, pruned: Graph, kept: Mapping[str, Ints]) -> bool:
+    """Return whether every argument that differs in a pruned recording follows from the shapes.
+
+    Then other counts of the same group need no recording of their own.
+
+    Raises:
+        NotReplayableError: the recordings do not lie side by side.
+    """
+    whole = facts.graph
+    check_aligned(facts, pruned)
+    shapes = _shapes(whole, slices_of(facts.coupling, kept))
+    if any(
+        after.shape != shapes.get(after.index, before.shape)
+        for before, after in zip(whole.values, pruned.values, strict=True)
+    ):
+        raise NotReplayableError("a tensor has another size in the pruned forward than its channels say")
+    return all(
+        before.args == after.args or _predicted(before, facts, shapes) == after.args
+        for before, after in zip(whole.nodes, pruned.nodes, strict=True)
+    )
+
+
 def compile_program(
-    coupling: Coupling, pruned: Graph, kept: Mapping[str, Ints], state: Mapping[str, Tensor], device: torch.device
-) -> Program:
-    """Return what must run to know the output of the model that keeps ``kept``.
+    facts: Facts, pruned: Graph | None, kept: Mapping[str, Ints], state: Mapping[str, Tensor], device: torch.device
+) -> tuple[Program, dict[int, tuple[int, ...]]]:
+    """Return what must run to know the output of the model that keeps ``kept``, and the shapes of all values then.
 
     Args:
-        coupling: the analysis of the whole model, with inputs of the very shapes that it will be run on.
-        pruned: the recording of the pruned model with the same inputs.
+        facts: the whole model's recording, with inputs of the very shapes that it will be run on.
+        pruned: the recording of the pruned model with the same inputs; ``None`` where its arguments follow from the
+            shapes (:func:`follows_from_shapes`).
         kept: kept unit numbers by group name.
         state: parameters and buffers by name.
         device: where tensors are made that the forward makes.
 
     Raises:
-        NotReplayableError: the recordings do not lie side by side, or hold something that cannot be run by itself.
+        NotReplayableError: something that must run cannot be run by itself.
     """
-    whole = coupling.graph
-    _check_aligned(whole, pruned)
-    slices = _slices(coupling, removed_classes(coupling, kept))
-    _check_sizes(whole, pruned, slices)
+    whole = facts.graph
+    slices = slices_of(facts.coupling, kept)
+    shapes = _shapes(whole, slices)
     dirty: set[int] = set()  # values that must be computed again
-    nodes: list[Node] = []
-    for before, after in zip(whole.nodes, pruned.nodes, strict=True):
-        refs = [ref.index for ref in refs_of(before.args.values())]
-        touched = any(index in slices for index in (*refs, *before.outputs))
-        if any(index in dirty for index in refs):
+    nodes: list[tuple[Node, Mapping[str, Any]]] = []
+    for before, refs in zip(whole.nodes, facts.refs, strict=True):
+        touched = any(index in slices for index in refs) or any(index in slices for index in before.outputs)
+        spoiled = any(index in dirty for index in refs)
+        if not touched and not spoiled and pruned is None:
+            continue
+        args = pruned.nodes[before.index].args if pruned is not None else _predicted(before, facts, shapes)
+        if spoiled:
             again = True
         elif touched:
-            again = not (same_arguments(before, after) and channelwise(before, whole, slices))
+            again = not (same_arguments(before.args, args) and channelwise(before, whole, slices))
         else:
-            again = not same_arguments(before, after, sizes=False)
+            again = not same_arguments(before.args, args, sizes=False)
         if again:
             dirty.update(before.outputs)
-            nodes.append(after)
-    nodes = _needed(nodes, whole.outputs)
-    check_replayable(whole, nodes)
-    outside = [
-        index for node in nodes for index in (ref.index for ref in refs_of(node.args.values())) if index not in dirty
-    ]
+            nodes.append((before, args))
+    nodes = _needed(nodes, facts)
+    for node, _ in nodes:
+        if node.index in facts.obstacles:
+            raise NotReplayableError(facts.obstacles[node.index])
+    outside = [index for node, _ in nodes for index in facts.refs[node.index] if index not in dirty]
     outside += [index for index in whole.outputs if index not in dirty]
     wanted: list[Wanted] = []
     tensors: dict[int, Tensor] = {}
@@ -149,12 +184,10 @@ def compile_program(
             tensors[index] = taken(state[value.names[0]].detach(), slices.get(index, {}))
         else:
             wanted.append(Wanted(index, slices.get(index, {})))
-    steps = [_step(node, device) for node in nodes]
-    made = {index: node.index for node in whole.nodes for index in node.outputs}
-    last = max((_source(whole, item.value, made) for item in wanted), default=-1)
-    program = Program(steps, tuple(wanted), tensors, whole.outputs, len(nodes) / max(len(whole.nodes), 1), last)
-    _plan_frees(program)
-    return program
+    steps = [_step(node, args, facts, device) for node, args in nodes]
+    last = max((facts.known[item.value] for item in wanted), default=-1)
+    program = Program(steps, tuple(wanted), tensors, whole.outputs, last)
+    return program, {value.index: shapes.get(value.index, value.shape) for value in whole.values}
 
 
 def taken(tensor: Tensor, slices: Slices) -> Tensor:
@@ -164,85 +197,9 @@ def taken(tensor: Tensor, slices: Slices) -> Tensor:
     return tensor
 
 
-def check_replayable(graph: Graph, nodes: Sequence[Node]) -> None:
-    """Check that operators can be run one by one, out of the forward that they were recorded in.
-
-    Raises:
-        NotReplayableError: an operator is random, writes to a given tensor, or changes one that is seen elsewhere.
-    """
-    users: dict[int, int] = {}
-    for node in graph.nodes:
-        for ref in refs_of(node.args.values()):
-            users[ref.index] = node.index
-    for index in graph.outputs:
-        users[index] = len(graph.nodes)
-    storages: dict[int, list[int]] = {}
-    for value in graph.values:
-        storages.setdefault(value.storage, []).append(value.index)
-    for node in nodes:
-        if "out" in node.args:
-            raise NotReplayableError(f"{node.op} writes into a tensor that it is given")
-        function = function_of(node.op)
-        if torch.Tag.nondeterministic_seeded in function.tags and not _silent(node):
-            raise NotReplayableError(f"{node.op} is random")
-        for ref in mutated(node, function):
-            value = graph.values[ref.index]
-            for other in storages[value.storage]:
-                if other != ref.index and other not in node.outputs and users.get(other, -1) > node.index:
-                    born = _born(graph, other)
-                    if born < node.index:
-                        raise NotReplayableError(f"{node.op} changes a tensor that is also seen through another one")
-
-
-def mutated(node: Node, function: Any) -> list[Ref]:
-    """Return the arguments that an operator changes in place."""
-    found: list[Ref] = []
-    for argument in function._schema.arguments:
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = node.args.get(argument.name)
-            found += [item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Ref)]
-    return found
-
-
-def function_of(op: str) -> Any:
-    """Return the operator of a recorded name, ``aten.conv2d.default``.
-
-    Raises:
-        NotReplayableError: there is none.
-    """
-    target: Any = torch.ops
-    try:
-        for part in op.split("."):
-            target = getattr(target, part)
-    except AttributeError:
-        raise NotReplayableError(f"operator {op} cannot be called by its name") from None
-    return target
-
-
-def _born(graph: Graph, index: int) -> int:
-    return next((node.index for node in graph.nodes if index in node.outputs), -1)
-
-
-def _silent(node: Node) -> bool:
-    """Return whether an operator that may be random is not, here."""
-    args = node.args
-    return args.get("train") is False or args.get("dropout_p") == 0.0 or args.get("p") == 0.0 or (
-        args.get("training") is False
-    )  # fmt: skip
-
-
-def _check_aligned(whole: Graph, pruned: Graph) -> None:
-    if len(whole.nodes) != len(pruned.nodes) or len(whole.values) != len(pruned.values):
-        raise NotReplayableError("the pruned forward runs other operators")
-    for before, after in zip(whole.nodes, pruned.nodes, strict=True):
-        if before.op != after.op or before.outputs != after.outputs:
-            raise NotReplayableError(f"the pruned forward runs {after.op} where the whole one runs {before.op}")
-        if [ref.index for ref in refs_of(before.args.values())] != [ref.index for ref in refs_of(after.args.values())]:
-            raise NotReplayableError(f"{after.op} takes other tensors in the pruned forward")
-
-
-def _slices(coupling: Coupling, gone: Ints) -> dict[int, dict[int, Ints]]:
+def slices_of(coupling: Coupling, kept: Mapping[str, Ints]) -> dict[int, dict[int, Ints]]:
     """Return what stays of every value that loses indices, by dimension."""
+    gone = removed_classes(coupling, kept)
     labels, starts, dimensions = coupling.flat_labels
     found: dict[int, dict[int, Ints]] = {}
     if not len(gone) or not len(labels):
@@ -250,89 +207,121 @@ def _slices(coupling: Coupling, gone: Ints) -> dict[int, dict[int, Ints]]:
     mask = np.zeros(max(int(labels.max()), int(gone.max())) + 1, dtype=np.bool_)
     mask[gone] = True
     lost = mask[labels]
+    any_lost = np.logical_or.reduceat(lost, starts)
     ends = np.append(starts[1:], len(labels))
-    stays: dict[int, Ints | None] = {}
+    stays: dict[int, Ints] = {}
     for index, dim, number in dimensions:
-        if number not in stays:
-            part = lost[starts[number] : ends[number]]
-            stays[number] = np.flatnonzero(~part).astype(np.int64) if part.any() else None
-        indices = stays[number]
-        if indices is not None:
-            found.setdefault(index, {})[dim] = indices
+        if any_lost[number]:
+            if number not in stays:
+                stays[number] = np.flatnonzero(~lost[starts[number] : ends[number]]).astype(np.int64)
+            found.setdefault(index, {})[dim] = stays[number]
     return found
 
 
-def _check_sizes(whole: Graph, pruned: Graph, slices: Mapping[int, Slices]) -> None:
-    for before, after in zip(whole.values, pruned.values, strict=True):
-        shape = list(before.shape)
-        for dim, indices in slices.get(before.index, {}).items():
+def check_aligned(facts: Facts, pruned: Graph) -> None:
+    """Check that a pruned recording runs the operators of the whole one on the same values.
+
+    Raises:
+        NotReplayableError: it does not.
+    """
+    whole = facts.graph
+    if len(whole.nodes) != len(pruned.nodes) or len(whole.values) != len(pruned.values):
+        raise NotReplayableError("the pruned forward runs other operators")
+    for before, after in zip(whole.nodes, pruned.nodes, strict=True):
+        if before.op != after.op or before.outputs != after.outputs:
+            raise NotReplayableError(f"the pruned forward runs {after.op} where the whole one runs {before.op}")
+        if any(after.args[name] != value for name, value in before.args.items() if isinstance(value, Ref)):
+            raise NotReplayableError(f"{after.op} takes other tensors in the pruned forward")
+
+
+def _shapes(graph: Graph, slices: Mapping[int, Slices]) -> dict[int, tuple[int, ...]]:
+    """Return the new shape of every value that loses indices."""
+    shapes: dict[int, tuple[int, ...]] = {}
+    for index, dims in slices.items():
+        shape = list(graph.values[index].shape)
+        for dim, indices in dims.items():
             shape[dim] = len(indices)
-        if tuple(shape) != after.shape:
-            raise NotReplayableError(f"a tensor of shape {before.shape} becomes {after.shape}, not {tuple(shape)}")
+        shapes[index] = tuple(shape)
+    return shapes
 
 
-def _needed(nodes: Sequence[Node], outputs: Sequence[int]) -> list[Node]:
-    """Return the operators that the outputs depend on, and those that change what these read."""
-    needed = set(outputs)
-    kept: list[Node] = []
-    for node in reversed(nodes):
+def _predicted(node: Node, facts: Facts, shapes: Mapping[int, tuple[int, ...]]) -> Mapping[str, Any]:
+    """Return the arguments of an operator in the pruned forward, as they follow from the shapes."""
+    if node.op in _SHAPED and node.outputs[0] in shapes:
+        name = "size" if "size" in node.args else "shape"
+        new, old, given = shapes[node.outputs[0]], facts.graph.values[node.outputs[0]].shape, node.args[name]
+        size = tuple(n if g == o else g for n, o, g in zip(new, old, given, strict=True))
+        return {**node.args, name: size}
+    if node.op in _CONVOLUTIONS and node.args["groups"] > 1:
+        x, weight = node.args["input"].index, node.args["weight"].index
+        rank = len(facts.graph.values[weight].shape)
+        channels = shapes.get(x, facts.graph.values[x].shape)[1 - rank]
+        return {**node.args, "groups": channels // shapes.get(weight, facts.graph.values[weight].shape)[1]}
+    return node.args
+
+
+def _needed(nodes: Sequence[tuple[Node, Mapping[str, Any]]], facts: Facts) -> list[tuple[Node, Mapping[str, Any]]]:
+    """Return the operators that the outputs depend on."""
+    needed = set(facts.graph.outputs)
+    kept: list[tuple[Node, Mapping[str, Any]]] = []
+    for node, args in reversed(nodes):
         if any(index in needed for index in node.outputs):
-            needed.update(ref.index for ref in refs_of(node.args.values()))
-            kept.append(node)
+            needed.update(facts.refs[node.index])
+            kept.append((node, args))
     return kept[::-1]
 
 
-def _source(graph: Graph, index: int, made: Mapping[int, int]) -> int:
-    """Return the number of the operator at which a value of the whole model is known."""
-    if index in made:
-        return made[index]
-    if graph.values[index].kind == "input":
-        return -1
-    return next(
-        (node.index for node in graph.nodes if any(ref.index == index for ref in refs_of(node.args.values()))), -1
-    )
+def _step(node: Node, args: Mapping[str, Any], facts: Facts, device: torch.device) -> Step:
+    """Return an operator with these arguments; those with the recorded ones are made once."""
+    if args is not node.args:
+        return _new_step(node, args, facts, device)
+    step = facts.steps.get(node.index)
+    if step is None:
+        step = facts.steps[node.index] = _new_step(node, args, facts, device)
+    return Step(step.function, list(step.arguments), step.keywords, step.outputs, step.reads, step.op)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a tensor goes in an operator's arguments."""
-
-    value: int
-
-
-def _step(node: Node, device: torch.device) -> Step:
-    function = function_of(node.op)
-    changed = mutated(node, function)
+def _new_step(node: Node, args: Mapping[str, Any], facts: Facts, device: torch.device) -> Step:
+    function, changed = facts.functions[node.index], facts.changed[node.index]
     arguments: list[Any] = []
     keywords: dict[str, Any] = {}
     for argument in function._schema.arguments:
-        value = _argument(argument.name, node.args[argument.name], device)
+        value = _argument(argument.name, args[argument.name], device)
         if argument.kwarg_only:
             keywords[argument.name] = value
         else:
             arguments.append(value)
+    op = node.op
     if changed:
-        function = _out_of_place(function, [place for place, item in enumerate(arguments) if _holds(item, changed)])
-    return Step(function, tuple(arguments), keywords, node.outputs)
+        places = [n for n, item in enumerate(arguments) if isinstance(item, Place) and item.value in changed]
+        function, op = _out_of_place(function, op, places)
+    elif op in _SHAPED:  # other layouts in memory than the model has may not be seen as another shape
+        function = torch.ops.aten.reshape.default
+    keywords = {name: value for name, value in keywords.items() if not _is_default(function, name, value)}
+    return Step(function, arguments, keywords, node.outputs, facts.refs[node.index], op)
 
 
-def _holds(item: Any, refs: Sequence[Ref]) -> bool:
-    return isinstance(item, Place) and any(item.value == ref.index for ref in refs)
+def _is_default(function: Any, name: str, value: Any) -> bool:
+    schema = getattr(function, "_schema", None)
+    if schema is None:
+        return False
+    return any(item.name == name and item.has_default_value() and item.default_value == value
+               and type(item.default_value) is type(value) for item in schema.arguments)  # fmt: skip
 
 
-def _out_of_place(function: Any, places: Sequence[int]) -> Callable[..., Any]:
+def _out_of_place(function: Any, op: str, places: Sequence[int]) -> tuple[Callable[..., Any], str]:
     """Return an in-place operator that leaves its arguments alone: it works on a copy."""
-    name = function._schema.name.partition("::")[2]
-    packet = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
-    functional = getattr(packet, function._overloadname, None) if packet is not None else None
+    namespace, name, overload = op.split(".", 2)
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None) if name.endswith("_") else None
+    functional = getattr(packet, overload, None) if packet is not None else None
     if functional is not None and len(functional._schema.arguments) == len(function._schema.arguments):
-        return functional  # type: ignore[no-any-return]
+        return functional, f"{namespace}.{name.removesuffix('_')}.{overload}"
 
     def on_copy(*arguments: Any, **keywords: Any) -> Any:
         copied = [item.clone() if n in places else item for n, item in enumerate(arguments)]
         return function(*copied, **keywords)
 
-    return on_copy
+    return on_copy, op
 
 
 def _argument(name: str, value: Any, device: torch.device) -> Any:
@@ -365,19 +354,13 @@ def _flat(result: Any) -> list[Tensor]:
     return []
 
 
-def _places(item: Any) -> list[int]:
-    if isinstance(item, Place):
-        return [item.value]
-    if isinstance(item, list | tuple):
-        return [index for part in item for index in _places(part)]
-    return []
-
-
-def _plan_frees(program: Program) -> None:
+def plan_frees(program: Program) -> None:
     """Let each tensor go after its last use."""
     last: dict[int, int] = {}
     for number, step in enumerate(program.steps):
-        for index in (*_places(step.arguments), *_places(list(step.keywords.values())), *step.outputs):
+        for index in step.reads:
+            last[index] = number
+        for index in step.outputs:
             last[index] = number
     ends: dict[int, list[int]] = {}
     for index, number in last.items():

@@ -17,6 +17,11 @@ from slim_core.data import batch_size, check_reiterable, map_tensors, take
 from slim_core.errors import DataError
 from slim_core.workload import DataSource, tensors_of
 
+#: samples that a batch holds at least, where batches are cut anew
+_LEAST = 128
+#: so many times that may be one batch
+_ONE = 4
+
 
 class Samples:
     """Batches to measure on, always the same ones in the same order.
@@ -26,6 +31,8 @@ class Samples:
         limit: use the first so many samples only; ``None``: all.
         seed: put the samples in a random order that depends on it, where batches can be taken apart; ``None``: leave
             them as they come. A mean over the first batches says something about all of them only in random order.
+        even: cut the samples into batches of one size, or nearly so, where they can be taken apart: a metric that is a
+            mean over samples does not mind, and each shape of a batch costs an analysis.
         memory: bytes up to which batches are kept between passes.
 
     Raises:
@@ -33,7 +40,13 @@ class Samples:
     """
 
     def __init__(
-        self, source: DataSource, *, limit: int | None = None, seed: int | None = None, memory: int = 1 << 29
+        self,
+        source: DataSource,
+        *,
+        limit: int | None = None,
+        seed: int | None = None,
+        even: bool = False,
+        memory: int = 1 << 29,
     ) -> None:
         check_reiterable(source, "sensitivity")
         self._source: DataSource = take(source, limit) if limit is not None else source
@@ -57,11 +70,11 @@ class Samples:
         self.count = sum(self.sizes)
         self._kept = kept
         self.shuffled = False
-        if seed is not None and kept is not None:
-            mixed = _mixed(kept, self.sizes, seed)
-            if mixed is not None:
-                self._kept, self.shuffled = mixed, True
-                self.sizes = [batch_size(batch) for batch in mixed]
+        if kept is not None and (even or seed is not None):
+            sizes = even_sizes(self.count, max(self.sizes)) if even else self.sizes
+            cut = _cut_anew(kept, self.sizes, sizes, seed)
+            if cut is not None:
+                self._kept, self.shuffled, self.sizes = cut, seed is not None, sizes
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._kept if self._kept is not None else self._source)
@@ -76,8 +89,23 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return array.data
 
 
-def _mixed(batches: list[Any], sizes: list[int], seed: int) -> list[Any] | None:
-    """Return the same samples in random order, in batches of the same sizes; ``None`` where that is not possible."""
+def even_sizes(count: int, largest: int) -> list[int]:
+    """Return the sizes of batches that hold ``count`` samples: all equal, where a number near ``largest`` divides it.
+
+    Small batches are put together to :data:`_LEAST` samples: below that, each operator's own cost shows.
+    """
+    target = min(max(largest, _LEAST), count)
+    if count <= _ONE * _LEAST and count <= 4 * target:
+        return [count]
+    fewest, most = -(-count // (target + target // 4)), max(count * 4 // (target * 3), 1)
+    numbers = range(max(fewest, 1), max(most, fewest, 1) + 1)
+    best = min(numbers, key=lambda number: (count % number != 0, abs(count / number - target)))
+    size, rest = divmod(count, best)
+    return [size + 1] * rest + [size] * (best - rest)
+
+
+def _cut_anew(batches: list[Any], sizes: list[int], wanted: list[int], seed: int | None) -> list[Any] | None:
+    """Return the same samples in batches of other sizes, in random order if there is a seed; ``None``: impossible."""
     first = [(tensor.shape[1:], tensor.dtype) for tensor in tensors_of(batches[0])]
     for batch, size in zip(batches, sizes, strict=True):
         tensors = tensors_of(batch)
@@ -85,15 +113,10 @@ def _mixed(batches: list[Any], sizes: list[int], seed: int) -> list[Any] | None:
         if not alike or any(tensor.dim() == 0 or len(tensor) != size for tensor in tensors):
             return None
     columns = [torch.cat(parts) for parts in zip(*(tensors_of(batch) for batch in batches), strict=True)]
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(sum(sizes)))
-    mixed: list[Any] = []
-    start = 0
-    for size in sizes:
-        chosen = order[start : start + size]
-        parts = [column[chosen] for column in columns]
-        mixed.append(_with(batches[0], parts))
-        start += size
-    return mixed
+    count = sum(sizes)
+    order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
+    places = torch.split(torch.from_numpy(order), wanted)
+    return [_with(batches[0], [column[chosen] for column in columns]) for chosen in places]
 
 
 def _with(batch: Any, tensors: list[Tensor]) -> Any:

@@ -31,9 +31,11 @@ _REDUCTIONS = frozenset({"mean", "sum", "amax", "amin"})
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 
 
-def same_arguments(before: Node, after: Node, *, sizes: bool = True) -> bool:
+def same_arguments(before: Mapping[str, Any], after: Mapping[str, Any], *, sizes: bool = True) -> bool:
     """Return whether two recordings of an operator have equal arguments beside tensors; ``sizes`` may differ."""
-    return all(after.args[name] == value or (sizes and name in _SIZES) for name, value in before.args.items())
+    if before is after:
+        return True
+    return all(after[name] == value or (sizes and name in _SIZES) for name, value in before.items())
 
 
 def channelwise(node: Node, graph: Graph, sliced: Sliced) -> bool:

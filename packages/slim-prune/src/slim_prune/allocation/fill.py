@@ -6,7 +6,7 @@ Counts are multiples, so that a budget is rarely met on the spot. Not here: the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +22,14 @@ WHOLE = 1500
 #: What a group that keeps so many units is worth; sums over groups are compared.
 Worth = Callable[[Choice, int], float]
 
-_STEPS = 3  # so many steps up and down are combined
+#: How many steps up and down a group goes in the moves that are combined.
+STEPS = (1, 2, 3, 5, 8, 12)
+
+#: Of at most so many moves, also three at a time are combined.
+TRIPLES = 100
+
 _CHECKS = 300  # combinations that are tried in one round
 _ROUNDS = 5
-_TRIPLES = 100  # moves of which also three at a time are combined
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +41,30 @@ class Moves:
         groups: number of the group of each: ``(moves,)``.
         loads: change of the cost over its limit, by bound: ``(moves, bounds)``.
         worth: change of the worth: ``(moves,)``.
+        sizes: how large a share of the group's units changes: ``(moves,)``.
     """
 
     changes: tuple[tuple[str, int], ...]
     groups: NDArray[np.int64]
     loads: NDArray[np.float64]
     worth: NDArray[np.float64]
+    sizes: NDArray[np.float64]
 
 
-def grow(problem: Problem, counts: Mapping[str, int], first: Callable[[Choice, int, int], float]) -> dict[str, int]:
+def grow(
+    problem: Problem,
+    counts: Mapping[str, int],
+    first: Callable[[Choice, int, int], float],
+    *,
+    held: Container[str] = (),
+) -> dict[str, int]:
     """Grow single groups by a step while the bounds hold; the step with the largest ``first(choice, now, then)`` first.
 
-    Costs only grow, so that a group that did not fit once never fits later: it is dropped at its first failure.
+    Costs only grow, so that a group that did not fit once never fits later: it is dropped at its first failure. Groups
+    in ``held`` stay.
     """
     grown = dict(counts)
-    open_ = {choice.name: choice for choice in problem.free}
+    open_ = {choice.name: choice for choice in problem.free if choice.name not in held}
     steps = {name: _next(choice, grown[name]) for name, choice in open_.items()}
     while open_ := {name: choice for name, choice in open_.items() if steps[name] is not None}:
         name = max(open_, key=lambda name: (first(open_[name], grown[name], steps[name] or 0), name))
@@ -116,33 +129,37 @@ def total(problem: Problem, counts: Mapping[str, int], worth: Worth) -> float:
     return sum(worth(choice, counts[choice.name]) for choice in problem.choices)
 
 
-def moves_from(problem: Problem, counts: Mapping[str, int], worth: Worth, steps: int) -> Moves:
-    """Return the changes of one group by at most ``steps`` steps, each worked out."""
+def moves_from(problem: Problem, counts: Mapping[str, int], worth: Worth, steps: Sequence[int] = STEPS) -> Moves:
+    """Return the changes of one group by so many ``steps`` up or down, each worked out."""
     start = problem.loads(counts)
     changes: list[tuple[str, int]] = []
     groups: list[int] = []
     loads: list[NDArray[np.float64]] = []
     worths: list[float] = []
+    sizes: list[float] = []
     for number, choice in enumerate(problem.free):
         now = counts[choice.name]
         at = choice.counts.index(now)
-        for count in choice.counts[max(0, at - steps) : at + steps + 1]:
-            if count != now:
+        for place in sorted({at + step * sign for step in steps for sign in (-1, 1)}):
+            if 0 <= place < len(choice.counts):
+                count = choice.counts[place]
                 changes.append((choice.name, count))
                 groups.append(number)
                 loads.append(problem.loads({**counts, choice.name: count}) - start)
                 worths.append(worth(choice, count) - worth(choice, now))
+                sizes.append(abs(count - now) / choice.group.units)
     return Moves(
         tuple(changes),
         np.array(groups, dtype=np.int64),
         np.array(loads).reshape(len(changes), len(start)),
         np.array(worths, dtype=np.float64),
+        np.array(sizes, dtype=np.float64),
     )
 
 
 def _combined(problem: Problem, counts: Mapping[str, int], worth: Worth) -> dict[str, int] | None:
     """Return a choice near the budget, else the tightest one found, or ``None`` when nothing is tighter."""
-    moves = moves_from(problem, counts, worth, _STEPS)
+    moves = moves_from(problem, counts, worth)
     if not moves.changes:
         return None
     start = problem.loads(counts)
@@ -163,12 +180,10 @@ def _promising(moves: Moves, start: NDArray[np.float64]) -> list[tuple[int, ...]
     Behind them stand those that come nearest otherwise: what moves do together is not quite the sum of what each does.
     """
     sets: list[NDArray[np.int64]] = [np.arange(len(moves.changes))[:, None]]
-    first, second = np.triu_indices(len(moves.changes), 1)
-    apart = moves.groups[first] != moves.groups[second]
-    sets.append(np.stack([first[apart], second[apart]], 1))
-    if len(moves.changes) <= _TRIPLES:
-        sets.append(_triples(moves.groups, sets[1]))
-    near: list[tuple[float, tuple[int, ...]]] = []
+    sets.append(pairs_of(moves.groups))
+    if len(moves.changes) <= TRIPLES:
+        sets.append(triples(moves.groups, sets[1]))
+    near: list[tuple[tuple[float, float], tuple[int, ...]]] = []
     others: list[tuple[float, tuple[int, ...]]] = []
     for picks in sets:
         if not len(picks):
@@ -176,8 +191,9 @@ def _promising(moves: Moves, start: NDArray[np.float64]) -> list[tuple[int, ...]
         expected = (start + moves.loads[picks].sum(1)).max(1)  # (combinations,)
         worth = moves.worth[picks].sum(1)
         inside = np.flatnonzero((expected >= NEAR) & (expected <= 1.0))
-        inside = inside[np.argsort(-worth[inside], kind="stable")[:_CHECKS]]
-        near += [(-worth[index], tuple(picks[index].tolist())) for index in inside]
+        change = moves.sizes[picks].sum(1)  # of equal worth, what changes least
+        inside = inside[np.lexsort((change[inside], -worth[inside].round(12)))[:_CHECKS]]
+        near += [((-worth[index].round(12), change[index]), tuple(picks[index].tolist())) for index in inside]
         middle = (NEAR + 1.0) / 2
         outside = np.argsort(np.abs(expected - middle), kind="stable")[: _CHECKS // 3]
         others += [(abs(expected[index] - middle), tuple(picks[index].tolist())) for index in outside]
@@ -187,7 +203,15 @@ def _promising(moves: Moves, start: NDArray[np.float64]) -> list[tuple[int, ...]
     return list(dict.fromkeys(ordered))
 
 
-def _triples(groups: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+def pairs_of(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return all pairs of moves of different groups: ``(pairs, 2)``."""
+    first, second = np.triu_indices(len(groups), 1)
+    apart = groups[first] != groups[second]
+    return np.stack([first[apart], second[apart]], 1)
+
+
+def triples(groups: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return all triples of moves of different groups: ``(triples, 3)``."""
     third = np.arange(len(groups))
     first = np.repeat(pairs, len(third), 0)  # (pairs * moves, 2)
     last = np.tile(third, len(pairs))

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from slim_core.errors import SlimError
-from slim_prune.allocation.fill import close_gap, grow
+from slim_prune.allocation.fill import NEAR, close_gap, grow
 from slim_prune.allocation.problem import Choice, Problem
-from slim_prune.allocation.values import Scores, capped, descending, kept_worth
+from slim_prune.allocation.values import Scores, capped, descending
 from slim_prune.context import Context
 
 _ROUNDS = 4  # rankings per cost are made anew so often, at the choice that the last one led to
@@ -41,8 +43,8 @@ def rank_globally(
 ) -> dict[str, int]:
     """Return the kept units per group: one threshold over the normalized importance of all units.
 
-    Units go in the steps that the grids permit, the step with the lowest mean score first, until every bound is met;
-    then the budget is used up by putting the best steps back.
+    Units go in the steps that the grids permit, the step with the lowest mean score first, until every bound is met.
+    Where that leaves more than one percent of the budget unused, steps are put back and traded.
 
     Args:
         problem: groups and bounds.
@@ -60,18 +62,46 @@ def rank_globally(
         return problem.at(1.0)
     problem = capped(problem, max_pruned)
     scores = {choice.name: descending(choice, context, normalize) for choice in problem.free}
-    worth = {choice.name: kept_worth(choice, context, normalize) for choice in problem.free}
     blocks = [block for choice in problem.free for block in _blocks(choice, scores[choice.name])]
-    if per is None:
-        ranked = _ranked(blocks, {})
-        counts = _cut(problem, ranked)
-    else:
-        counts, ranked = _cut_per_cost(problem, blocks, per)
-    order = {(block.name, block.low): place for place, block in enumerate(ranked)}
-    counts = grow(problem, counts, lambda choice, now, then: order[choice.name, now])
-    return close_gap(
-        problem, counts, lambda choice, count: float(worth[choice.name][count]) if choice.name in worth else 0.0
-    )
+    ranking = _by_importance(problem, blocks) if per is None else _by_importance_per_cost(problem, blocks, per)
+    above = {
+        choice.name: np.concatenate([[0.0], np.cumsum(scores[choice.name] - ranking.threshold(choice.name))])
+        for choice in problem.free
+    }
+
+    def regret(choice: Choice, count: int) -> float:
+        """Importance above the threshold: every unit that is on the wrong side of it counts against a choice."""
+        return float(above[choice.name][count]) if choice.name in above else 0.0
+
+    counts = close_gap(problem, ranking.counts, regret)
+    if problem.tightness(counts) < NEAR:
+        order = {(block.name, block.low): place for place, block in enumerate(ranking.blocks)}
+        counts = close_gap(problem, grow(problem, counts, lambda c, now, then: order[c.name, now]), regret)
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Blocks in the order in which they go, and where the budget is met.
+
+    Args:
+        blocks: the order.
+        removed: how many of them go.
+        counts: what is left then.
+        costs: of one unit, by group; empty: all alike.
+    """
+
+    blocks: list[Block]
+    removed: int
+    counts: dict[str, int]
+    costs: Mapping[str, float]
+
+    def threshold(self, name: str) -> float:
+        """Return the score of a group's unit at which it is neither kept nor removed."""
+        if self.removed == 0:
+            return 0.0
+        last = self.blocks[self.removed - 1]
+        return last.score / self.costs.get(last.name, 1.0) * self.costs.get(name, 1.0)
 
 
 def _blocks(choice: Choice, scores: Scores) -> list[Block]:
@@ -82,45 +112,48 @@ def _blocks(choice: Choice, scores: Scores) -> list[Block]:
     ]
 
 
-def _ranked(blocks: list[Block], costs: Mapping[str, float]) -> list[Block]:
-    """Sort blocks so that the first one goes first; of equal ones the one of the group that has kept most."""
-    return sorted(blocks, key=lambda b: (b.score / costs.get(b.name, 1.0), -b.share, b.name))
+def _ranked(problem: Problem, blocks: list[Block], costs: Mapping[str, float]) -> Ranking:
+    """Sort blocks, and remove as few from the front as meet the bounds: by bisection, as less never costs more.
 
-
-def _cut(problem: Problem, ranked: list[Block]) -> dict[str, int]:
-    """Remove as few blocks from the front as meet the bounds: by bisection, because less never costs more."""
+    Of blocks of one score, the one of the group that has kept most goes first.
+    """
+    order = sorted(blocks, key=lambda b: (b.score / costs.get(b.name, 1.0), -b.share, b.name))
 
     def after(removed: int) -> dict[str, int]:
         counts = problem.at(1.0)
-        for block in ranked[:removed]:
+        for block in order[:removed]:
             counts[block.name] = min(counts[block.name], block.low)
         return counts
 
-    low, high = 0, len(ranked)
+    low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
         if problem.meets(after(middle)):
             high = middle
         else:
             low = middle + 1
-    return after(low)
+    return Ranking(order, low, after(low), costs)
 
 
-def _cut_per_cost(problem: Problem, blocks: list[Block], per: str) -> tuple[dict[str, int], list[Block]]:
+def _by_importance(problem: Problem, blocks: list[Block]) -> Ranking:
+    return _ranked(problem, blocks, {})
+
+
+def _by_importance_per_cost(problem: Problem, blocks: list[Block], per: str) -> Ranking:
     """Rank by score per cost. What a unit costs depends on the others, so it is worked out again where that leads."""
     at = problem.at(1.0)
-    best: tuple[float, dict[str, int], list[Block]] | None = None
+    best: tuple[float, Ranking] | None = None
     for _ in range(_ROUNDS):
-        ranked = _ranked(blocks, {choice.name: _unit_cost(problem, at, choice, per) for choice in problem.free})
-        counts = _cut(problem, ranked)
+        ranking = _ranked(problem, blocks, {c.name: _unit_cost(problem, at, c, per) for c in problem.free})
+        counts = ranking.counts
         kept = sum(block.score * (block.high - block.low) for block in blocks if block.high <= counts[block.name])
         if best is None or kept > best[0]:
-            best = (kept, counts, ranked)
+            best = (kept, ranking)
         if counts == at:
             break
         at = counts
     assert best is not None  # noqa: S101  there is at least one round
-    return best[1], best[2]
+    return best[1]
 
 
 def _unit_cost(problem: Problem, at: Mapping[str, int], choice: Choice, per: str) -> float:

@@ -10,7 +10,7 @@ whole choices in place of a sum over layers. Not here: the knapsack itself (``kn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from slim_core.errors import SlimError
 from slim_prune.allocation import knapsack
 from slim_prune.allocation.curves import Curves, worth_of_curves
-from slim_prune.allocation.fill import WHOLE, Moves, every, grow, moves_from
+from slim_prune.allocation.fill import TRIPLES, WHOLE, Moves, close_gap, every, grow, moves_from, pairs_of, triples
 from slim_prune.allocation.problem import Choice, Problem
 from slim_prune.allocation.uniform import uniform
 from slim_prune.allocation.values import Scores, capped, kept_worth, log_share
@@ -31,7 +31,10 @@ _HALVINGS = 8  # of the capacity, for each set of tables
 _TABLE = 4000  # costs worked out for one set of tables, at most
 _REACHES = (10**9, 8, 3, 1)  # steps that a group may go away from where the tables were made
 _CHECKS = 200  # trades between two groups that are tried for one improvement
+_OFF = 0.01  # what changes do together may cost so much less than the sum of what each does
 _TINY = 1e-12
+#: What may be given away of the objective to come within one percent of the limit: time that nobody uses helps nobody.
+_PRICE = 0.02
 
 
 def within_latency(
@@ -70,7 +73,12 @@ def within_latency(
         worth = {choice.name: kept_worth(choice, context, normalize) for choice in problem.free}
     else:
         raise SlimError(f"unknown objective {objective!r}", hint="one of product, sum; or give curves")
-    return search(problem, worth, uniform(problem))
+    with context.progress.track("choosing channels within the budget"):
+        best = search(problem, worth, uniform(problem))
+    filled = close_gap(problem, best, lambda choice, count: _of(worth, choice, count))
+    lost = _total(worth, best) - _total(worth, filled)
+    scale = 1.0 if curves is None and objective == "product" else abs(_total(worth, problem.at(1.0))) or 1.0
+    return filled if lost <= _PRICE * scale else best
 
 
 def search(
@@ -94,13 +102,18 @@ def search(
         return float(worth[choice.name][then] - worth[choice.name][now])
 
     best = grow(problem, start, first)
+    for centre in (problem.at(1.0), problem.at(0.0)):  # far from the budget on either side, tables err the other way
+        best = grow(problem, _better_by_tables(problem, worth, best, _REACHES[0], centre) or best, first)
     for reach in _REACHES:
         for _ in range(_SWEEPS):
             found = _better_by_tables(problem, worth, best, reach)
             if found is None:
                 break
             best = grow(problem, found, first)
-    while (found := _better_by_trade(problem, worth, best)) is not None:
+    for _ in range(_SWEEPS):
+        found = _better_by_trade(problem, worth, best) or _better_by_regrowth(problem, worth, best, first)
+        if found is None:
+            break
         best = grow(problem, found, first)
     return best
 
@@ -140,34 +153,37 @@ def tables_around(problem: Problem, worth: Mapping[str, Scores], at: Mapping[str
 
 
 def _better_by_tables(
-    problem: Problem, worth: Mapping[str, Scores], at: Mapping[str, int], reach: int
+    problem: Problem,
+    worth: Mapping[str, Scores],
+    best_so_far: Mapping[str, int],
+    reach: int,
+    centre: Mapping[str, int] | None = None,
 ) -> dict[str, int] | None:
-    """Solve knapsacks over the tables around ``at``; return the best answer that is truly within the bounds.
+    """Solve knapsacks over the tables around a centre; return the best answer that is truly within the bounds.
 
-    Where an answer costs more than its tables say, the capacity is halved towards what ``at`` uses, until it fits.
+    Where an answer costs more than its tables say, the capacity is lowered by halves until it fits, and raised where it
+    costs less. ``None`` when nothing is worth more than ``best_so_far``, which is the centre unless one is given.
     """
+    at = best_so_far if centre is None else centre
     tables = tables_around(problem, worth, at, reach)
     if not tables.names:
         return None
     loads = problem.loads(at)
-    best, most = None, _total(worth, at) + _TINY
+    best, most = None, _total(worth, best_so_far) + _TINY
     for weights in _mixtures(len(loads)):
         costs = [table @ weights for table in tables.loads]
-        full = float(weights @ (1.0 - loads))
-        low, high = min(0.0, full) - 0.05, full
-        capacity = high
+        room = float(weights @ (1.0 - loads))
+        low, high = room - 0.5, room + 0.5  # what tables say is off by less than half of the limit
+        capacity = room
         for _ in range(_HALVINGS):
             picks = knapsack.solve(tables.worth, costs, capacity)
             trial = dict(at)
             for name, options, pick in zip(tables.names, tables.counts, picks, strict=True):
                 trial[name] = options[pick]
             if problem.meets(trial):
-                value = _total(worth, trial)
-                if value > most:
+                if (value := _total(worth, trial)) > most:
                     best, most = trial, value
                 low = capacity
-                if capacity == full:
-                    break
             else:
                 high = capacity
             capacity = (low + high) / 2
@@ -175,13 +191,8 @@ def _better_by_tables(
 
 
 def _better_by_trade(problem: Problem, worth: Mapping[str, Scores], at: Mapping[str, int]) -> dict[str, int] | None:
-    """Return a better choice that differs in at most two groups by a few steps, or ``None``."""
-    moves = moves_from(
-        problem,
-        at,
-        lambda choice, count: float(worth[choice.name][count]),
-        2,
-    )
+    """Return a better choice that differs in two or three groups by a few steps, or ``None``."""
+    moves = moves_from(problem, at, lambda choice, count: _of(worth, choice, count))
     loads = problem.loads(at)
     for picks in islice(_gains(moves, loads), _CHECKS):
         trial = {**at, **dict(moves.changes[index] for index in picks)}
@@ -190,16 +201,48 @@ def _better_by_trade(problem: Problem, worth: Mapping[str, Scores], at: Mapping[
     return None
 
 
-def _gains(moves: Moves, loads: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
-    """Yield pairs of moves that promise more worth within the bounds, the largest gain first."""
-    first, second = np.triu_indices(len(moves.changes), 1)
-    apart = moves.groups[first] != moves.groups[second]
-    first, second = first[apart], second[apart]
-    gain = moves.worth[first] + moves.worth[second]
-    expected = (loads + moves.loads[first] + moves.loads[second]).max(1) if len(first) else np.zeros(0)
-    good = np.flatnonzero((gain > _TINY) & (expected <= 1.002))
-    for index in good[np.argsort(-gain[good], kind="stable")]:
-        yield int(first[index]), int(second[index])
+def _better_by_regrowth(
+    problem: Problem, worth: Mapping[str, Scores], at: Mapping[str, int], first: Callable[[Choice, int, int], float]
+) -> dict[str, int] | None:
+    """Lower one group, grow the others into the room with their true costs, and return the best outcome, if better.
+
+    This finds what tables cannot promise: steps that become cheap because another group shrank.
+    """
+    moves = moves_from(problem, at, lambda choice, count: _of(worth, choice, count), (1, 2, 4))
+    loads = {
+        name: float(load.max())
+        for (name, count), load in zip(moves.changes, moves.loads, strict=True)
+        if count > at[name]
+    }
+
+    def first_per_load(choice: Choice, now: int, then: int) -> float:
+        return first(choice, now, then) / max(loads.get(choice.name, 1.0), _TINY)
+
+    best, most = None, _total(worth, at) + _TINY
+    for name, count in moves.changes:
+        if count > at[name]:
+            continue
+        for order in (first, first_per_load):
+            trial = grow(problem, {**at, name: count}, order, held=(name,))
+            if (value := _total(worth, trial)) > most:
+                best, most = trial, value
+    return best
+
+
+def _gains(moves: Moves, loads: NDArray[np.float64]) -> Iterator[tuple[int, ...]]:
+    """Yield pairs and triples of moves that promise more worth within the bounds, the largest gain first."""
+    pairs = pairs_of(moves.groups)
+    sets = [pairs, triples(moves.groups, pairs)] if len(moves.changes) <= TRIPLES else [pairs]
+    promising: list[tuple[float, tuple[int, ...]]] = []
+    for picks in sets:
+        if not len(picks):
+            continue
+        gain = moves.worth[picks].sum(1)
+        expected = (loads + moves.loads[picks].sum(1)).max(1)
+        good = np.flatnonzero((gain > _TINY) & (expected <= 1.0 + _OFF))
+        good = good[np.argsort(-gain[good], kind="stable")[:_CHECKS]]
+        promising += [(-gain[index], tuple(picks[index].tolist())) for index in good]
+    yield from (picked for _, picked in sorted(promising))
 
 
 def _mixtures(bounds: int) -> Sequence[NDArray[np.float64]]:
@@ -219,6 +262,10 @@ def _nearby(choice: Choice, now: int, reach: int, share: int) -> tuple[int, ...]
         return options
     spread = np.unique(np.linspace(0, len(options) - 1, share).round().astype(int))
     return tuple(sorted({*(options[index] for index in spread), now}))
+
+
+def _of(worth: Mapping[str, Scores], choice: Choice, count: int) -> float:
+    return float(worth[choice.name][count]) if choice.name in worth else 0.0
 
 
 def _total(worth: Mapping[str, Scores], counts: Mapping[str, int]) -> float:

@@ -15,22 +15,25 @@ from slim_prune.prune_plan import PrunePlan
 
 TESTS = Path(__file__).parent.parent
 
-PROJECT = """
+PROJECT = '''
 import torch
 from slim_core import register
 from slim_core.data import Dataset
 from search_nets import Chain, untrained
 
+class Mine(Chain):
+    """Lives in this file alone."""
+
 @register.model("chain")
 def chain(width: int = 16):
     torch.manual_seed(0)
-    return Chain((width, 32, 32, width)).eval()
+    return Mine((width, 32, 32, width)).eval()
 
 @register.dataset("strokes")
 def strokes():
     net = untrained()
     return Dataset(net.train, net.val, net.example_inputs, num_classes=10, input_shape=(1, 8, 8), name="strokes")
-"""
+'''
 
 
 @pytest.fixture
@@ -100,3 +103,11 @@ def test_slips_are_told_before_anything_runs(slim, tmp_path) -> None:
     ):
         out, err = slim(*arguments, fails=True)
         assert words in out + err
+
+
+@pytest.mark.slow
+def test_workers_find_the_models_of_a_loaded_file(slim, tmp_path) -> None:
+    slim("--workers", "1", "--baseline", "0", "--history", "there.json")
+    slim("--baseline", "0", "--history", "here.json")
+    there, here = (json.loads((tmp_path / name).read_text())["trials"] for name in ("there.json", "here.json"))
+    assert [(row["counts"], row["figures"]) for row in there] == [(row["counts"], row["figures"]) for row in here]

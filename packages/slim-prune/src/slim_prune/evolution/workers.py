@@ -11,12 +11,15 @@ import io
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
@@ -238,7 +241,7 @@ class Processes:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs,), name="slim-search")
+        process = self._context.Process(target=_serve, args=(theirs, _loaded_files()), name="slim-search")
         process.start()
         theirs.close()
         worker = _Worker(process, ours, time.monotonic())
@@ -262,9 +265,26 @@ def _busy(worker: _Worker) -> bool:
     return worker.key is not None or not worker.ready
 
 
-def _serve(pipe: Connection) -> None:
+class _LoadedFiles:
+    """Finds the modules of a project's own files, which stand in no folder that imports look into."""
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self._files = files
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return spec_from_file_location(name, self._files[name]) if name in self._files else None
+
+
+def _loaded_files() -> dict[str, str]:
+    """Return the files that were loaded as plugins under names of their own (``--load``), by module name."""
+    modules = {name: module for name, module in sys.modules.items() if name.startswith("slim_project_")}
+    return {name: module.__file__ for name, module in modules.items() if module.__file__}
+
+
+def _serve(pipe: Connection, files: Mapping[str, str]) -> None:
     """The life of a worker."""
     os.setpgid(0, 0)
+    sys.meta_path.append(_LoadedFiles(files))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):

@@ -2,9 +2,10 @@
 
 The same network, once dense and then with zeros in several patterns, on onnxruntime, openvino and PyTorch (its dense
 kernels, and its sparse CSR and BSR kernels for linear layers). Beside them stand the same network with channels
-removed, as the yardstick, and the dense one a second time, whose ratio shows the noise. Latencies are interleaved: every round
-times every candidate, and what counts is the ratio to the dense network within a round. A runtime that cannot run a
-pattern is recorded with its own words. Weights are random: zeros cost the same whatever the network has learned.
+removed, as the yardstick, and the dense one a second time, whose ratio shows the noise. Latencies are interleaved:
+every round times every candidate, and what counts is the ratio to the dense network within a round. A runtime that
+cannot run a pattern is recorded with its own words. Weights are random: zeros cost the same whatever the network has
+learned.
 
 Writes ``results/sparsity_runtimes.json``. It takes about ten minutes.
 
@@ -73,7 +74,7 @@ class Perceptron(nn.Module):
 class SparseLinear(nn.Module):
     """A linear layer on one of PyTorch's sparse layouts."""
 
-    def __init__(self, layer: nn.Linear, convert: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, layer: Any, convert: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.weight = convert(layer.weight.detach())
         self.bias = layer.bias.detach()[:, None]

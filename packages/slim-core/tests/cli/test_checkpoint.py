@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "checkpoint"))
 
 import checkpoint_kit as kit
+import sparse_kit
 
 from slim_core.checkpoint import inspect, save
 from slim_core.cli.main import run
@@ -27,6 +28,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     save(kit.workload(), folder / "plain.safetensors", metrics={"accuracy": 0.75})
     save(kit.pruned(), folder / "pruned.safetensors", metrics={"accuracy": 0.5})
     kit.save_rich(folder / "rich.safetensors")
+    sparse_kit.save_holder(folder / "sparse.safetensors")
     damaged = bytearray((folder / "plain.safetensors").read_bytes())
     damaged[-1] ^= 1
     (folder / "damaged.safetensors").write_bytes(damaged)
@@ -196,3 +198,17 @@ def test_the_three_commands_import_no_torch(files) -> None:
         assert "torch" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", dedent(script)], check=True, capture_output=True, text=True, timeout=60)
+
+
+def test_inspect_says_how_sparse_tensors_are_stored(slim, files) -> None:
+    status, out, _ = slim("inspect", files["sparse"])
+    assert status == 0
+    header = inspect(files["sparse"])
+    lines = {line.split()[0]: line for line in out.splitlines() if line.split()}
+    for name, form in (("blocks", "blocks of 4 x 8"), ("pairs", "2:4"), ("rare", "gaps"), ("dense", "dense")):
+        assert form in lines[name]
+        assert f"{header.stored[name].nbytes:,}" in lines[name]
+    status, out, _ = slim("--format", "json", "inspect", files["sparse"])
+    assert json.loads(out)["tensors"]["halves"]["sparse"] == {
+        "packing": "n_m", "n": 1, "m": 4, "layout": "flat", "axis": 0
+    }  # fmt: skip

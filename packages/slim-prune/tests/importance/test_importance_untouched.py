@@ -18,7 +18,7 @@ from slim_core.data import TensorSource
 from slim_core.errors import SlimError
 from slim_core.testing.workloads import differences, fingerprint
 from slim_prune.errors import PlanError
-from slim_prune.importance.passes import Reading, batches
+from slim_prune.importance.passes import Reading, batches, gradients
 
 ON_DATA = ["taylor", "fisher", "hessian", "apoz", "activation"]
 
@@ -222,3 +222,19 @@ def test_a_plan_without_data_says_what_is_missing_before_it_begins(name) -> None
 
     with pytest.raises(PlanError, match=f"importance '{name}' needs a task and training data: there is none"):
         slim_prune.plan(Slow(), (torch.randn(1, 3),), {"macs": 0.5}, importance=name)
+
+
+def test_the_gradients_of_a_pass_are_gone_before_the_next_are_made() -> None:
+    refs: list[weakref.ref] = []
+
+    class Watching(hand.Squares):
+        def loss(self, outputs, batch):
+            assert [ref for ref in refs if ref() is not None] == []
+            return super().loss(outputs, batch)
+
+    ctx = hand.context(hand.joined(), hand.data(), Watching())
+    passes = gradients(ctx, Reading(), "x")
+    for _, weights, found in passes:
+        assert found.keys() <= weights.keys()
+        refs += [weakref.ref(gradient) for gradient in found.values()]
+    assert len(refs) == 3 * len(weights)

@@ -66,7 +66,9 @@ class _FirstOrder:
         )
         with closing(gradients(context, self._reading, self.label)) as passes:
             for samples, weights, found in passes:
-                sums.add(samples, {name: gradient * weights[name] for name, gradient in found.items()})
+                products = {name: found.pop(name) * weights[name] for name in list(found)}
+                sums.add(samples, products)
+                del products
 
         def importance(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
             return self.factor * sums.scores(group, normalize=self._normalize, aggregate=self._aggregate)

@@ -85,8 +85,13 @@ class Hessian:
         assert context.train is not None  # noqa: S101  `require` comes first
         signs = generator(context.seed, 1)
         # attention's fused kernels have no second derivative either
-        with _TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH), losses(context, self.label) as (loss_of, parameters):
-            for batch in batches(context, context.train, self._reading, self.label):
+        with (
+            _TwiceDifferentiable(),
+            sdpa_kernel(SDPBackend.MATH),
+            losses(context, self.label) as (loss_of, parameters),
+            closing(batches(context, context.train, self._reading, self.label)) as source,
+        ):
+            for batch in source:
                 first = torch.autograd.grad(
                     loss_of(batch), list(parameters.values()), create_graph=True, allow_unused=True
                 )

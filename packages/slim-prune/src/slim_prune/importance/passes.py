@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -209,19 +209,28 @@ def losses(context: Context, label: str) -> Iterator[tuple[Loss, dict[str, nn.Pa
 
 def gradients(
     context: Context, reading: Reading, label: str
-) -> Generator[tuple[int, Mapping[str, Tensor], Mapping[str, Tensor]]]:
+) -> Generator[tuple[int, Mapping[str, Tensor], dict[str, Tensor]]]:
     """Yield samples, weights and gradients of the task's loss, pass by pass.
 
-    Both mappings go by first state-dict name and hold what the loss depends on. Close the iterator when stopping early.
+    Both mappings go by first state-dict name and hold what the loss depends on. That of the gradients is emptied before
+    the next are made. Close the iterator when stopping early.
     """
     assert context.train is not None  # noqa: S101  `require` comes first
-    with losses(context, label) as (loss_of, parameters):
+    with (
+        losses(context, label) as (loss_of, parameters),
+        closing(batches(context, context.train, reading, label)) as source,
+    ):
         names, wanted = list(parameters), list(parameters.values())
         weights = {name: parameter.detach() for name, parameter in parameters.items()}
-        for batch in batches(context, context.train, reading, label):
+        for batch in source:
             loss = loss_of(batch)
             found = torch.autograd.grad(loss, wanted, allow_unused=True)
             del loss
-            present = {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
+            present = {
+                name: gradient.to_dense() if gradient.is_sparse else gradient
+                for name, gradient in zip(names, found, strict=True)
+                if gradient is not None
+            }
             del found
-            yield batch_size(batch), weights, {n: g.to_dense() if g.is_sparse else g for n, g in present.items()}
+            yield batch_size(batch), weights, present
+            present.clear()  # before the next are made, whoever holds the dictionary

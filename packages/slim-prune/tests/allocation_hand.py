@@ -57,6 +57,8 @@ class Staircase:
             weight = node.args.get("weight", node.args.get("mat2"))
             if isinstance(weight, Ref):
                 shape = graph.values[weight.index].shape
+                if len(shape) < 2:
+                    continue
                 out, into, inner = shape[0], shape[1], int(np.prod(shape[2:]))
                 tiles = ceil(out / self.tile) * ceil(into / self.tile)
                 time += 0.005 + 0.001 * inner * tiles + (0.003 if ceil(out / self.tile) % 2 else 0.0)

@@ -175,6 +175,26 @@ def test_gradient_criteria_are_their_closed_form_and_leave_no_trace(importance) 
         sparsity.plan(model, sparsity=0.5, importance=importance)
 
 
+def test_shuffled_data_gives_the_same_plan_again_and_its_generator_is_left_alone() -> None:
+    work = tiny_workload()
+    samples = [(x, y) for images, targets in work.train for x, y in zip(images, targets, strict=True)]
+    own = torch.Generator().manual_seed(5)
+    loader = torch.utils.data.DataLoader(samples, batch_size=8, shuffle=True, generator=own)
+    state = own.get_state()
+
+    def masks(seed: int):
+        return sparsity.plan(
+            work.model, sparsity=0.5, importance="taylor", task=work.task, train=loader, batches=2, seed=seed
+        ).masks
+
+    with torch.no_grad():  # gradients are worked out wherever the caller stands
+        first = masks(1)
+    assert torch.equal(own.get_state(), state)
+    torch.rand(3)
+    assert masks(1) == first
+    assert masks(2) != first
+
+
 def test_a_real_task_gives_gradients_for_every_weight() -> None:
     work = tiny_workload()
     assert isinstance(work.task, ClassificationTask)

@@ -58,13 +58,19 @@ class Gradual:
         self._model = unwrap(model)
         self._selection: dict[str, Any] = {"include": include, "exclude": exclude}
         self._ratios = dict(ratios or {})
+        self._held: SparsityHandle | None = None
         self.plan_at(1.0)  # says now what cannot work at the end
-        self._handle = SparsityHandle(SparsityMasks({}), self._model, optimizer, gradients=gradients)
+        self._held = SparsityHandle(SparsityMasks({}), self._model, optimizer, gradients=gradients)
+
+    @property
+    def _handle(self) -> SparsityHandle:
+        assert self._held is not None  # noqa: S101 - set by the constructor
+        return self._held
 
     @property
     def masks(self) -> SparsityMasks:
         """The masks that hold now."""
-        return self._handle.masks
+        return SparsityMasks({}) if self._held is None else self._held.masks
 
     def step(self, number: int) -> bool:
         """Raise the sparsity where the schedule says so, and apply the masks; return whether they changed."""
@@ -90,7 +96,7 @@ class Gradual:
         Every share of zeros goes from ``schedule.initial`` to its final value, those of ``ratios`` too.
         """
         initial = self.schedule.initial
-        previous = self.masks if hasattr(self, "_handle") and self.masks else None
+        previous = self.masks or None
         if isinstance(self.scheme, NM):
             share = _between(1 - initial, self.scheme.n / self.scheme.m, progress)
             n = max(self.scheme.n, math.ceil(self.scheme.m * share - 1e-9))

@@ -44,6 +44,7 @@ def plan(
     task: Task | None = None,
     train: DataSource | None = None,
     batches: int = BATCHES,
+    seed: int = 0,
     previous: SparsityMasks | None = None,
     progress: Progress | None = None,
     coupling: Coupling | None = None,
@@ -69,6 +70,7 @@ def plan(
         task: its loss, for importances that need gradients.
         train: training batches for them.
         batches: how many of these are used.
+        seed: of the order of these.
         previous: masks of an earlier plan: what they removed stays removed.
         progress: where to report.
         coupling: the channel analysis of this very model, when it has been made already (for ``permute``).
@@ -87,7 +89,7 @@ def plan(
     if not targets:
         raise SparsityError("the model has no weight that may become sparse", hint="see include=… for other parameters")
     criterion, scores = score_all(
-        importance, targets, model=model, task=task, train=train, batches=batches, progress=progress
+        importance, targets, model=model, task=task, train=train, batches=batches, seed=seed, progress=progress
     )
     axes = {target.name: target.axis for target in targets}
     params = sum(item.tensor.numel() for item in parameters_of(model) if item.kind == "parameter")

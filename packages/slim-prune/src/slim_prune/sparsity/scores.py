@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slim_core.data import to_device
+from slim_core.data import check_reiterable, generator, generators_of, to_device
 from slim_core.errors import DataError, close_match
-from slim_core.progress import Progress
+from slim_core.progress import Progress, SilentProgress
+from slim_core.training.rng import kept_generators, seed_epoch
 from slim_core.workload import DataSource, Task, call
 from slim_prune.sparsity.errors import SparsityError
 from slim_prune.sparsity.selecting import check_scores
@@ -36,6 +37,7 @@ def score_all(
     task: Task | None = None,
     train: DataSource | None = None,
     batches: int = BATCHES,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[str, dict[str, NDArray[Any]]]:
     """Return the criterion's label and one array of scores per weight.
@@ -48,7 +50,8 @@ def score_all(
         model: the model, for gradients.
         task: its loss.
         train: training batches.
-        batches: how many of them are used.
+        batches: how many of them are used, without augmentation.
+        seed: of their order; the generators get their state back.
         progress: where to report.
 
     Raises:
@@ -66,7 +69,7 @@ def score_all(
         require_data(importance, task, train)
         assert task is not None  # noqa: S101 - just checked
         assert train is not None  # noqa: S101
-        slopes = gradients(model, targets, task, train, batches=batches, progress=progress)
+        slopes = gradients(model, targets, task, train, batches=batches, seed=seed, progress=progress)
         found = {}
         for target in targets:
             product = target.tensor.detach() * slopes[target.name]
@@ -102,28 +105,40 @@ def gradients(
     train: DataSource,
     *,
     batches: int = BATCHES,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """Return the gradient of the task's loss for each weight, summed over the first ``batches`` batches.
 
     The model runs in evaluation mode; its modes, gradients and buffers are left as they are.
+
+    Raises:
+        DataError: there is no batch, or the data can be read only once.
+        SparsityError: a gradient is not finite.
     """
+    check_reiterable(train, "training")
+    plain: DataSource = train.plain() if hasattr(train, "plain") else train
     tensors = [target.tensor for target in targets]
     sums = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in tensors]
     device = tensors[0].device if tensors else torch.device("cpu")
     seen = 0
-    with _still(model, tensors):
-        track = None if progress is None else progress.track("gradients", batches)
-        with track or _nothing() as bar:
-            for batch in islice(train, batches):
-                batch = to_device(batch, device)
-                loss = task.loss(call(model, task.inputs(batch)), batch)
-                for total, slope in zip(sums, torch.autograd.grad(loss, tensors, allow_unused=True), strict=True):
-                    if slope is not None:
-                        total += slope
-                seen += 1
-                if bar is not None:
-                    bar.advance(1)
+    with (
+        _still(model, tensors),
+        torch.enable_grad(),
+        kept_generators(*generators_of(plain)),
+        (progress or SilentProgress()).track("gradients", batches) as track,
+    ):
+        seed_epoch(seed, 0)
+        for own in generators_of(plain):
+            own.manual_seed(generator(seed, 0).initial_seed())
+        for batch in islice(plain, batches):
+            batch = to_device(batch, device)
+            loss = task.loss(call(model, task.inputs(batch)), batch)
+            for total, slope in zip(sums, torch.autograd.grad(loss, tensors, allow_unused=True), strict=True):
+                if slope is not None:
+                    total += slope
+            seen += 1
+            track.advance(1)
     if not seen:
         raise DataError("the training data yields no batch")
     for target, total in zip(targets, sums, strict=True):
@@ -146,11 +161,6 @@ def _still(model: nn.Module, tensors: Sequence[Tensor]) -> Iterator[None]:
             module.training = mode
         for tensor, before in zip(tensors, wanted, strict=True):
             tensor.requires_grad_(before)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
 
 
 def _array(values: Tensor | NDArray[Any]) -> NDArray[Any]:

@@ -196,6 +196,7 @@ def _plan(workload: Workload, config: SparsityConfig, scheme: Scheme, importance
         task=workload.task,
         train=workload.train,
         batches=config.batches,
+        seed=run.seed,
         progress=run.progress,
     )
 

@@ -176,10 +176,10 @@ class Plan:
             self._add(Step("act", _ACTIVATIONS[name], data[:1], -1, output))
         elif name == "add" and len(data) == 2 and node.args.get("alpha", 1) == 1:
             self._add(Step("add", "Add", data, -1, output))
-        elif name in _GLOBAL and set(_pair(node.args["output_size"])) == {1}:
+        elif (name in _GLOBAL and set(_pair(node.args["output_size"])) == {1}) or (
+            name == "mean" and self._is_global(node) and node.args["keepdim"]
+        ):
             self._add(Step("global", "GlobalAveragePool", data, -1, output))
-        elif name == "mean" and self._is_global(node):
-            self._add(Step("global", "GlobalAveragePool", data, -1, output, (("keepdim", node.args["keepdim"]),)))
         elif name in _POOLS or name in _GLOBAL:
             self._pool(node, name, data, output)
         elif name in _PRODUCTS:
@@ -274,6 +274,8 @@ class Plan:
             attributes: tuple[tuple[str, Any], ...] = ()
             if title in ("Softmax", "LogSoftmax"):
                 attributes = (("axis", node.args.get("dim", -1)),)
+            elif title == "ReduceMean":
+                attributes = (("keepdims", int(bool(node.args.get("keepdim", True)))),)
             twice = title == "Mul" and name in _GATES
             self._add(Step("plain", title, data * 2 if twice else data, -1, output, attributes))
         for index in node.outputs[1:]:
@@ -414,20 +416,14 @@ class _Layout:
         self.made.append([f"{step.op}.nchwc", step.attributes, (padded,), self._padded(out)])
 
     def _global(self, step: Step) -> None:
-        source, out = step.inputs[0], self.shapes[step.output]
+        source = step.inputs[0]
         shape = self.shapes[source]
         whole = (*shape[:2], 1, 1)
-        flat = dict(step.attributes).get("keepdim") is False
         if not self.block or shape[1] % self.block:
             self.made.append([step.op, (), (self._read(source),), whole])
         else:
+            self.packed[step.output] = len(self.made)
             self.made.append([f"{step.op}.nchwc", (), (self._read_packed(source),), whole])
-            if not flat:
-                self.packed[step.output] = len(self.made) - 1
-            else:
-                self.made.append(["ReorderOutput.nchwc", (), (whole,), whole])
-        if flat:
-            self.made.append(["Reshape", (), (whole,), out])
 
     def _product(self, step: Step) -> None:
         # weights of products are packed when the file is loaded, and the profiler does not show them

@@ -7,7 +7,7 @@ candidate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +18,8 @@ from slim_core.errors import MeasureError
 from slim_core.extras import require
 from slim_core.measure import Artifact, Session
 from slim_core.tensors import TensorSpec
-from slim_core.workload import Inputs, tensors_of
+from slim_core.workload import Inputs
+from slim_latency.feeds import feeds, first_line
 
 EXTRA = "slim-latency[onnxruntime]"
 GraphLevel = Literal["disabled", "basic", "extended", "all"]
@@ -106,7 +107,7 @@ class OnnxRuntimeSession(Session):
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise MeasureError(f"onnxruntime does not load the file: {_first_line(error)}", where=str(path)) from error
+            raise MeasureError(f"onnxruntime does not load the file: {first_line(error)}", where=str(path)) from error
         self.inputs: tuple[TensorSpec, ...] = tuple(_spec(item) for item in self._session.get_inputs())
         self.info: dict[str, Any] = {
             "runtime": f"onnxruntime {ort.__version__}",
@@ -127,7 +128,7 @@ class OnnxRuntimeSession(Session):
             outputs = self._session.run(None, feeds)
         except Exception as error:
             raise MeasureError(
-                f"onnxruntime cannot run the file on these inputs: {_first_line(error)}", where=str(self._path)
+                f"onnxruntime cannot run the file on these inputs: {first_line(error)}", where=str(self._path)
             ) from error
         return [np.asarray(output) for output in outputs]
 
@@ -140,19 +141,7 @@ class OnnxRuntimeSession(Session):
         self._session = None
 
     def _feeds(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
-        names = [spec.name for spec in self.inputs]
-        if isinstance(inputs, Mapping) and all(name in inputs for name in names):
-            values = [inputs[name] for name in names]
-        else:
-            values = list(tensors_of(inputs))
-        if len(values) != len(names):
-            raise MeasureError(
-                f"the file takes {len(names)} inputs ({', '.join(names)}), {len(values)} are given",
-                where=str(self._path),
-            )
-        return {
-            name: np.ascontiguousarray(value.detach().cpu().numpy()) for name, value in zip(names, values, strict=True)
-        }
+        return feeds([spec.name for spec in self.inputs], inputs, str(self._path))
 
 
 def _spec(item: Any) -> TensorSpec:
@@ -160,7 +149,3 @@ def _spec(item: Any) -> TensorSpec:
         raise MeasureError(f"input '{item.name}' has the type {item.type}, which is not a plain tensor")
     shape = tuple(size if isinstance(size, int) else None for size in item.shape)
     return TensorSpec(item.name, shape, _TYPES[item.type], "input")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

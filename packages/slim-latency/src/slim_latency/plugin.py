@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 @hookimpl
 def slim_register_backends(register: Register) -> None:
     register("onnxruntime", Lazy("slim_latency.onnx_runtime", "OnnxRuntimeBackend"))
+    register("openvino", Lazy("slim_latency.openvino_runtime", "OpenVinoBackend"))
+    register("ncnn", Lazy("slim_latency.ncnn_runtime", "NcnnBackend"))
 
 
 @hookimpl
@@ -25,4 +27,6 @@ def slim_register_cost_models(register: Register) -> None:
 
 @hookimpl
 def slim_register_commands(cli: Any) -> None:
-    cli.add_lazy("latency", Lazy("slim_latency.cli", "latency"), "Time exported models on real runtimes.")
+    cli.add_lazy(
+        "latency", Lazy("slim_latency.cli", "latency"), "Measure models on real runtimes, and predict latency."
+    )

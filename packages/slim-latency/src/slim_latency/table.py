@@ -186,6 +186,8 @@ def read_table(path: str | os.PathLike[str]) -> DeviceTable:
     except TableError as error:
         error.where = error.where or where
         raise
+    except MeasureError as error:
+        raise TableError(f"not a device table: {error.what}", where=where) from None
     again = table.to_text()
     if again != text or f'"sha256":"{digest}"' not in again[:200]:
         raise TableError(

@@ -49,19 +49,19 @@ def bundle(
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Of the device: budgets then say latency:NAME.")
 @click.option("--note", help="A line of provenance to keep in the table.")
-@click.option("--from", "format", type=click.Choice(["agent", "ofa", "paddleslim"]), default="agent", show_default=True,
+@click.option("--from", "kind", type=click.Choice(["agent", "ofa", "paddleslim"]), default="agent", show_default=True,
               help="What SOURCE is: a bundle with results, or another tool's table.")  # fmt: skip
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path),
               help="Where to write the table.  [default: the user's folder of device tables]")  # fmt: skip
 @click.pass_obj
-def import_(app: App, source: Path, name: str, note: str | None, format: str, target: Path | None) -> None:
+def import_(app: App, source: Path, name: str, note: str | None, kind: str, target: Path | None) -> None:
     """Make a device table of SOURCE: a bundle's folder with results, its results.jsonl, or another tool's table."""
     from slim_latency.importing import import_results
 
-    if format != "agent":
+    if kind != "agent":
         from slim_latency.foreign import read_foreign
 
-        _finish(app, read_foreign(source, format, name), target)
+        _finish(app, read_foreign(source, kind, name), target)
         return
     _finish(app, import_results(source, name, note=note, progress=app.output.progress), target)
 

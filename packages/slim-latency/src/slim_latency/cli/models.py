@@ -51,6 +51,8 @@ def onnx_files(app: App, models: Sequence[str], kwargs: str, inputs: tuple[str, 
     """
     from slim_latency.cli.compare import names_of
 
+    if not models:
+        return {}
     paths = tuple(Path(model) for model in models)
     found: dict[str, Path] = {}
     for name, model, path in zip(names_of(paths), models, paths, strict=True):

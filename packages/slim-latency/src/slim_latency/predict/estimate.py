@@ -18,6 +18,8 @@ Source = Literal["table", "regressor", "roofline"]
 _SOURCES: tuple[Source, ...] = ("table", "regressor", "roofline")
 #: an interval from fewer calibration networks than this says nothing
 _LEAST = 8
+#: outside of what was measured an error cannot be known; it is taken for no smaller than this
+_OUTSIDE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,6 @@ class Predictor:
         notes = (
             [] if rank <= len(residuals) else ["too few calibration networks for this confidence: the widest is shown"]
         )
-        wider = sqrt(
-            base**2 + (extrapolated * conformal["kernel_error"]) ** 2 + (roof * conformal["roofline_error"]) ** 2
-        )
+        outside = extrapolated * max(conformal["kernel_error"], _OUTSIDE)
+        wider = sqrt(base**2 + outside**2 + (roof * max(conformal["roofline_error"], _OUTSIDE)) ** 2)
         return max(wider, log(1 + (self.noise or 0.0))), notes

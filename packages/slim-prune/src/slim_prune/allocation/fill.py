@@ -132,28 +132,19 @@ def total(problem: Problem, counts: Mapping[str, int], worth: Worth) -> float:
 def moves_from(problem: Problem, counts: Mapping[str, int], worth: Worth, steps: Sequence[int] = STEPS) -> Moves:
     """Return the changes of one group by so many ``steps`` up or down, each worked out."""
     start = problem.loads(counts)
-    changes: list[tuple[str, int]] = []
-    groups: list[int] = []
-    loads: list[NDArray[np.float64]] = []
-    worths: list[float] = []
-    sizes: list[float] = []
+    found: list[tuple[int, Choice, int]] = []
     for number, choice in enumerate(problem.free):
-        now = counts[choice.name]
-        at = choice.counts.index(now)
-        for place in sorted({at + step * sign for step in steps for sign in (-1, 1)}):
-            if 0 <= place < len(choice.counts):
-                count = choice.counts[place]
-                changes.append((choice.name, count))
-                groups.append(number)
-                loads.append(problem.loads({**counts, choice.name: count}) - start)
-                worths.append(worth(choice, count) - worth(choice, now))
-                sizes.append(abs(count - now) / choice.group.units)
+        at = choice.counts.index(counts[choice.name])
+        places = sorted({at + step * sign for step in steps for sign in (-1, 1)})
+        found += [(number, choice, choice.counts[place]) for place in places if 0 <= place < len(choice.counts)]
+    problem.work_out({**counts, choice.name: count} for _, choice, count in found)
+    loads = [problem.loads({**counts, choice.name: count}) - start for _, choice, count in found]
     return Moves(
-        tuple(changes),
-        np.array(groups, dtype=np.int64),
-        np.array(loads).reshape(len(changes), len(start)),
-        np.array(worths, dtype=np.float64),
-        np.array(sizes, dtype=np.float64),
+        changes=tuple((choice.name, count) for _, choice, count in found),
+        groups=np.array([number for number, _, _ in found], dtype=np.int64),
+        loads=np.array(loads).reshape(len(found), len(start)),
+        worth=np.array([worth(c, count) - worth(c, counts[c.name]) for _, c, count in found], dtype=np.float64),
+        sizes=np.array([abs(count - counts[c.name]) / c.group.units for _, c, count in found], dtype=np.float64),
     )
 
 

@@ -141,6 +141,7 @@ def tables_around(problem: Problem, worth: Mapping[str, Scores], at: Mapping[str
     share = max(2, _TABLE // max(1, len(free)))
     start = problem.loads(at)
     counts = tuple(_nearby(choice, at[choice.name], reach, share) for choice in free)
+    problem.work_out({**at, c.name: count} for c, options in zip(free, counts, strict=True) for count in options)
     return Tables(
         tuple(choice.name for choice in free),
         counts,

@@ -93,14 +93,13 @@ def test_masks_until_the_end_come_to_what_real_cuts_come_to(optimizer) -> None:
         torch.testing.assert_close(tensor, state_of(second)[name], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("die_after", [6, 11])
+@pytest.mark.parametrize(("masked", "die_after"), [(False, 6), (True, 11)])
 def test_a_killed_run_resumes_bit_for_bit(masked, die_after, tmp_path) -> None:
     workload = tiny_workload()
     whole = gradual(workload, masked=masked, start=0.1)
     expected = bits(fit(workload, CONFIG, callbacks=[whole, Callback()]).workload.model)
+    killed = [gradual(workload, masked=masked, start=0.1), Watch(die_after)]
     with pytest.raises(KeyboardInterrupt):
-        killed = [gradual(workload, masked=masked, start=0.1), Watch(die_after)]
         fit(workload, CONFIG, callbacks=killed, folder=tmp_path / "run")
     again = gradual(workload, masked=masked, start=0.1)
     result = fit(workload, CONFIG, callbacks=[again, Watch()], folder=tmp_path / "run")

@@ -42,15 +42,7 @@ if TYPE_CHECKING:
 
 Zero = Literal["channels", "filters"]
 
-#: Modules whose per-channel weight multiplies: a silent channel stays silent, and the weight goes on learning.
-_SCALES = (
-    nn.modules.batchnorm._NormBase,
-    nn.modules.conv._ConvNd,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.PReLU,
-)
+_SCALES = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,12 +314,19 @@ def _silenced(member: Member, module: nn.Module | None, zero: Zero) -> bool:
     leaf = member.name.rsplit(".", 1)[-1]
     if member.kind == "in" or divides(member.name, member.dim):
         return False
-    if member.kind == "out":
-        return True
-    makes = isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
-    if leaf == "weight" and isinstance(module, _SCALES):
-        return False
-    return zero == "channels" or makes  # a layer's bias belongs to its filters
+    if zero == "filters":
+        return member.kind == "out" or isinstance(module, nn.Linear | nn.modules.conv._ConvNd)  # with their biases
+    return not (leaf == "weight" and _scales(module))
+
+
+def _scales(module: nn.Module | None) -> bool:
+    """Return whether a module's weight multiplies channels one by one: a silent channel stays silent, and it learns on.
+
+    A norm, a PReLU or a depthwise convolution.
+    """
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module.groups == module.in_channels > 1
+    return isinstance(module, _SCALES)
 
 
 def _count(units: int, goal: int, rate: float) -> int:

@@ -25,7 +25,7 @@ Scores = NDArray[np.float64]
 
 _BLOCK = 2**18  # elements that are worked on at a time: they stay in cache
 _SCALES: Mapping[str, Callable[[Scores], float]] = {
-    "mean": lambda scores: float(scores.sum()) / len(scores),
+    "mean": lambda scores: float(np.add.reduce(scores)) / len(scores),
     "max": lambda scores: float(scores.max()),
     "sum": lambda scores: float(scores.sum()),
     "none": lambda scores: 1.0,
@@ -64,7 +64,8 @@ class Tensors(dict[str, Tensor]):
     def measured(self, measure: Measure, name: str, dim: int) -> Scores:
         """Return ``measure(self[name], dim)`` in float64; computed once for each measuring function."""
         key = (measure, name, dim)
-        if key not in self._measured:
+        known = self._measured.get(key)
+        if known is None:
             tensor = self[name]
             if isinstance(measure, SliceSums) and dim < 2 <= tensor.dim():
                 found = measure.along(tensor, (0, 1))  # a weight is mostly asked for both, and reading it is the cost
@@ -72,7 +73,8 @@ class Tensors(dict[str, Tensor]):
                 found = {dim: measure(tensor, dim)}
             for other, values in found.items():
                 self._measured[measure, name, other] = values.double().cpu().numpy()
-        return self._measured[key]
+            known = self._measured[key]
+        return known
 
 
 class SliceSums:
@@ -143,19 +145,28 @@ def over_members(
             :func:`normalized`.
         aggregate: how the members' scores become one; see :func:`combined`.
     """
-    check_names(normalize, aggregate)
     memo = tensors if isinstance(tensors, Tensors) else Tensors(tensors)
     members = scored_members(group, tensors)
     if not members:
         raise nothing_to_score(group)
+    scale_of = _SCALES.get(normalize)
+    if aggregate == "mean" and scale_of is not None:  # what nearly every plan asks for, without detours
+        total = np.zeros(group.units)
+        for member, _ in members:
+            scores = unit_sums(member, memo.measured(measure, member.name, member.dim))
+            scale = scale_of(scores)
+            if scale > 0:
+                total += scores / scale
+        return torch.from_numpy(total / len(members))
+    check_names(normalize, aggregate)
     scored = ((member, unit_sums(member, memo.measured(measure, member.name, member.dim))) for member, _ in members)
     return combined(group, scored, normalize=normalize, aggregate=aggregate)
 
 
 def unit_sums(member: Member, values: Scores) -> Scores:
     """Return one number per unit from one per index of the member's dimension: those of each unit are added."""
-    scores = values[member.indices]
-    return scores.sum(1) if scores.shape[1] > 1 else scores[:, 0]
+    indices = member.indices
+    return values.take(indices[:, 0]) if indices.shape[1] == 1 else values.take(indices).sum(1)
 
 
 def combined(
@@ -176,13 +187,6 @@ def combined(
             member that makes the channels counts, as if nothing were coupled to it.
         signed: scores may be negative; a scale is then that of their absolute values.
     """
-    if aggregate == "mean" and normalize in _SCALES and not signed:
-        total, count, scale_of = np.zeros(group.units), 0, _SCALES[normalize]
-        for _, scores in scored:
-            scale = scale_of(scores)
-            total += scores / scale if scale > 0 else 0.0
-            count += 1
-        return torch.from_numpy(total / max(count, 1))
     parts = list(scored)
     if aggregate == "first":
         parts = [next((part for part in parts if part[0].kind == "out"), parts[0])]

@@ -70,6 +70,20 @@ def test_a_short_last_stripe_is_searched_too() -> None:
     assert after > before
 
 
+def test_wide_groups_are_searched_window_by_window(monkeypatch) -> None:
+    from slim_prune.sparsity import permuting
+
+    monkeypatch.setattr(permuting, "_WIDEST", 9)  # windows of 8 for m = 4
+    columns = np.random.RandomState(0).rand(5, 19).astype(np.float32)
+    order, before, after = search(columns, NM(2, 4))
+    assert [sorted(order[start : start + 8]) for start in (0, 8, 16)] == [
+        list(range(start, min(start + 8, 19))) for start in (0, 8, 16)
+    ]
+    assert before == pytest.approx(kept(columns, range(19), 2, 4), rel=1e-5)
+    assert after == pytest.approx(kept(columns, order, 2, 4), rel=1e-5)
+    assert after > before
+
+
 def test_two_large_columns_in_one_stripe_are_parted() -> None:
     columns = np.ones((1, 8), np.float32)
     columns[0, :4] = 10  # 1:4 keeps one 10 of them, or two when they are parted

@@ -25,7 +25,8 @@ from slim_prune.sparsity.orders import Order, reorder_
 from slim_prune.sparsity.schemes import NM
 from slim_prune.sparsity.selecting import Array
 
-_WORK = 2**29  # multiply-adds of one search's first table: rows are sampled to stay below
+_WORK = 2**27  # multiply-adds of one search's first table: rows are sampled to stay below
+_WIDEST = 4096  # columns that are searched together: bounds the tables' memory
 _TOLERANCE = 1e-4
 _GAIN = 1e-6  # relative: smaller gains are rounding
 
@@ -96,33 +97,93 @@ def search(columns: NDArray[np.float32], scheme: NM) -> tuple[NDArray[np.int64],
     """
     n, m = scheme.n, scheme.m
     rows, width = columns.shape
-    order = np.arange(width)
+    window = _WIDEST - _WIDEST % m
+    if width > window:
+        starts = range(0, width, window)
+        parts = [search(columns[:, start : start + window], scheme) for start in starts]
+        order = np.concatenate([start + part[0] for start, part in zip(starts, parts, strict=True)])
+        return order, sum(part[1] for part in parts), sum(part[2] for part in parts)
     full = _kept(columns, n, m)
     step = max(1, -(-rows * width * width // _WORK))
     sample = np.ascontiguousarray(columns[::step])
     padded = np.concatenate([sample, np.zeros((len(sample), -width % m), sample.dtype)], 1)  # (rows, slots)
     slots = padded.shape[1]
     place = np.arange(slots)  # place[s]: which column stands in slot s; those beyond width are padding
-    stripe = np.arange(slots) // m
     table = np.empty((slots, slots), np.float64)  # [s, c]: what the stripe of s keeps with column c in s instead
     for index in range(slots // m):
         _fill(table, padded, place, index, n, m)
-    movable = np.arange(slots) < width
+    gains = _Gains(table, place, m, width)
     for _ in range(4 * slots):
-        now = table[np.arange(slots), place]
-        moved = table[:, place]  # [s, t]: the stripe of s with the column of t
-        gain = moved + moved.T - now[:, None] - now[None, :]
-        gain[stripe[:, None] == stripe[None, :]] = 0
-        gain[~movable] = 0
-        gain[:, ~movable] = 0
-        first, second = np.unravel_index(int(np.argmax(gain)), gain.shape)
-        if gain[first, second] <= _GAIN * max(1e-30, float(now.sum()) / m):
+        first, second, gain = gains.best()
+        if gain <= _GAIN * max(1e-30, gains.kept / m):
             break
         place[first], place[second] = place[second], place[first]
-        for index in (stripe[first], stripe[second]):
-            _fill(table, padded, place, int(index), n, m)
+        for index in {first // m, second // m}:
+            _fill(table, padded, place, index, n, m)
+        gains.refresh(np.concatenate([np.arange(index * m, index * m + m) for index in (first // m, second // m)]))
     order = place[:width]
     return order.astype(np.int64), full, _kept(columns[:, order], n, m)
+
+
+class _Gains:
+    """What each swap of two slots would gain, and the best of each row, kept up to date from swap to swap.
+
+    Args:
+        table: ``(slots, columns)``: what a slot's stripe keeps with a column in it; it is changed outside.
+        place: which column stands in which slot; it is changed outside.
+        m: slots of a stripe.
+        width: slots that hold columns; those behind are padding.
+    """
+
+    def __init__(self, table: NDArray[np.float64], place: NDArray[np.int64], m: int, width: int) -> None:
+        self._table, self._place, self._m, self._width = table, place, m, width
+        slots = len(place)
+        self._now = table[np.arange(slots), place]
+        self._gain = np.empty((slots, slots))
+        self._most = np.full(slots, -np.inf)
+        self._where = np.zeros(slots, np.int64)
+        for start in range(0, slots, m):
+            self._work_out(np.arange(start, start + m))
+        self._look_at(np.arange(slots))
+
+    @property
+    def kept(self) -> float:
+        return float(self._now.sum())
+
+    def best(self) -> tuple[int, int, float]:
+        """Return the two slots to swap, and the gain."""
+        first = int(np.argmax(self._most))
+        return first, int(self._where[first]), float(self._most[first])
+
+    def refresh(self, slots: NDArray[np.int64]) -> None:
+        """Take in that the stripes of these slots changed."""
+        self._now[slots] = self._table[slots, self._place[slots]]
+        self._work_out(slots)
+        self._gain[:, slots] = self._gain[slots].T
+        part = self._gain[:, slots]
+        number = part.argmax(1)
+        most = part[np.arange(len(part)), number]
+        stale = np.isin(self._where, slots)
+        better = (most > self._most) & ~stale
+        self._most[better], self._where[better] = most[better], slots[number[better]]
+        stale[slots] = True
+        self._look_at(np.flatnonzero(stale))
+
+    def _work_out(self, slots: NDArray[np.int64]) -> None:
+        there = self._table[np.ix_(slots, self._place)]  # the stripes of these slots with each other slot's column
+        here = self._table[:, self._place[slots]].T  # the other stripes with the columns of these slots
+        gain = there + here - self._now[slots][:, None] - self._now[None, :]
+        gain[:, self._width :] = -np.inf
+        gain[slots >= self._width] = -np.inf
+        gain[slots[:, None] // self._m == np.arange(len(self._place))[None, :] // self._m] = -np.inf
+        self._gain[slots] = gain
+
+    def _look_at(self, slots: NDArray[np.int64]) -> None:
+        for start in range(0, len(slots), 64):
+            rows = slots[start : start + 64]
+            part = self._gain[rows]
+            self._where[rows] = part.argmax(1)
+            self._most[rows] = part[np.arange(len(rows)), self._where[rows]]
 
 
 def _fill(table: NDArray[np.float64], columns: Array, place: Array, index: int, n: int, m: int) -> None:

@@ -145,3 +145,15 @@ def test_random_follows_the_plans_seed_unless_it_has_its_own() -> None:
 
     assert kept("random", 1) == kept({"name": "random", "seed": 1}, 7)
     assert kept("random", 1) != kept("random", 2)
+
+
+def test_lists_of_recipes_pass_for_tuples() -> None:
+    def several(group, tensors, *, sizes: tuple[int, ...] = (1,)):
+        return torch.zeros(group.units)
+
+    registry = Registry()
+    registry.add_kind("importances", "importance criterion", {})
+    registry.register("importances", "several", several, plugin="p")
+    importances.check({"name": "several", "sizes": [1, 2]}, registry)
+    with pytest.raises(SlimError, match="sizes=\\['a'\\] is not possible"):
+        importances.check({"name": "several", "sizes": ["a"]}, registry)

@@ -18,6 +18,7 @@ its options. Not here: how many units to remove (``slim_prune.allocation``).
 from __future__ import annotations
 
 import inspect
+import json
 import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -186,7 +187,7 @@ def _check_values(name: str, registered: Any, options: Mapping[str, Any]) -> Non
         if key not in hints:
             continue
         try:
-            TypeAdapter(hints[key], config=ConfigDict(strict=True)).validate_python(value)
+            _check_value(TypeAdapter(hints[key], config=ConfigDict(strict=True)), value)
         except ValidationError as error:
             raise SlimError(
                 f"importance '{name}': {key}={value!r} is not possible: {error.errors()[0]['msg'].lower()}",
@@ -194,6 +195,15 @@ def _check_values(name: str, registered: Any, options: Mapping[str, Any]) -> Non
             ) from None
         except TypeError:  # an annotation that pydantic makes nothing of
             continue
+
+
+def _check_value(adapter: TypeAdapter[Any], value: Any) -> None:
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        if not isinstance(value, list):
+            raise
+        adapter.validate_json(json.dumps(value))  # recipes have lists only, where Python has tuples too
 
 
 def _said_of(registered: Any, key: str) -> str | None:

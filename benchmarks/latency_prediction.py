@@ -2,10 +2,10 @@
 
 * ``prepare``: exports the networks of ``slim_latency.calibration`` (MobileNetV2-, ResNet- and VGG-like), the zoo's
   models and int8 versions of some networks, and writes a bundle. Takes about 4 s per network.
-* ``measure``: runs the agent on the bundle, in shuffled rounds. It resumes: stop it and start it as you like.
+* ``measure``: runs the agent on the bundle, in shuffled rounds, with ``--runtime onnxruntime`` or ``openvino``. It
+  resumes: stop it and start it as you like.
 * ``judge``: fits on the calibration networks, predicts the others and the zoo's models, and writes
   ``benchmarks/results/latency_prediction.json``.
-
 * ``table``: writes the table of all of it, fitted, to be shipped for this kind of machine.
 
 The noise protocol is judged too: what remains of the accuracy when one pass in sequence is all that there is.
@@ -99,9 +99,9 @@ def _quantized(source: Path, target: Path) -> None:
                         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)  # fmt: skip
 
 
-def judge(folder: Path, calibrate: int) -> dict[str, Any]:
+def judge(folder: Path, calibrate: int, results: str) -> dict[str, Any]:
     """Fit on some networks, predict the others, and say how far off that is."""
-    rows = read_results(folder / "results.jsonl")
+    rows = read_results(folder / results)
     macs = {entry["name"]: entry["macs"] for entry in json.loads((folder / "manifest.json").read_text())["models"]}
     table = table_of("judged", rows, macs)
     plain = [name for name in table.networks if not name.startswith("zoo_") and not name.endswith("-int8")]
@@ -224,9 +224,9 @@ def _p90(values: Sequence[float]) -> float | None:
     return float(np.quantile(values, 0.9)) if values else None
 
 
-def ship(folder: Path, name: str, target: Path) -> None:
+def ship(folder: Path, name: str, target: Path, results: str) -> None:
     """Write the fitted table of everything that was measured."""
-    rows = read_results(folder / "results.jsonl")
+    rows = read_results(folder / results)
     macs = {entry["name"]: entry["macs"] for entry in json.loads((folder / "manifest.json").read_text())["models"]}
     count = len({row["model"] for row in rows if row["kind"] == "sample"})
     note = f"{count} networks: random ones of three spaces at 96x96, models of slim-zoo at 96x96 and 160x160, batch 1"
@@ -245,16 +245,19 @@ def main() -> None:
     parser.add_argument("--calibrate", type=int, default=30)
     parser.add_argument("--name", default="epyc-zen4-ort-1t")
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--runtime", choices=sorted(agent.RUNTIMES), default="onnxruntime")
     given = parser.parse_args()
+    suffix = "" if given.runtime == "onnxruntime" else f"_{given.runtime}"
+    results = f"results{suffix}.jsonl"
     if given.step == "prepare":
         prepare(given.folder, given.networks, given.rounds, given.int8)
     elif given.step == "measure":
-        agent.run_bundle(str(given.folder), lambda text: print(text, flush=True))
+        agent.run_bundle(str(given.folder), lambda text: print(text, flush=True), {"runtime": given.runtime}, results)
     elif given.step == "judge":
-        found = judge(given.folder, given.calibrate)
-        write_json(given.output or RESULTS / "latency_prediction.json", found)
+        found = judge(given.folder, given.calibrate, results)
+        write_json(given.output or RESULTS / f"latency_prediction{suffix}.json", found)
     else:
-        ship(given.folder, given.name, given.output or Path(f"{given.name}.table.json"))
+        ship(given.folder, given.name, given.output or Path(f"{given.name}.table.json"), results)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 from slim_core.errors import MeasureError
 from slim_latency import agent
 from slim_latency.bundle import write_bundle
+from slim_latency.kernels import parse_key
+from slim_latency.reading import kernels_of_file
 from slim_latency.results import read_results
 from slim_latency.table import TableError
 
@@ -159,6 +161,44 @@ class TestFigures:
         assert all(sorted(order) == sorted(names) for order in orders)
         assert orders[0] != orders[1] != orders[2]
         assert orders == [agent.order_of(names, 0, number) for number in range(3)]
+
+
+class TestOpenVino:
+    """The same file on the other runtime: its own graph, the same arithmetic."""
+
+    def test_kernels_are_those_of_the_plugins_graph(self, tmp_path: Path) -> None:
+        pytest.importorskip("openvino")
+        path = str(network(tmp_path / "n.onnx", 32, 16))
+        model = agent.Model("n", path, dict(agent.SETTINGS, runtime="openvino", sample_ms=2.0))
+        row = model.sample()
+        convs = [parse_key(key) for key, _ in row["kernels"] if key.startswith("Conv.openvino")]
+        # the plugin moves the second one's stride into the first: only a quarter of the positions is needed
+        assert [conv.macs for conv in convs] == [32 * 8 * 8 * 27, 32 * 8 * 8 * 32]
+        assert [conv.attributes.get("strides") for conv in convs] == ["2,2", None]
+        assert not any(key.startswith("Relu") for key, _ in row["kernels"])
+        assert row["ms"] > 0
+
+    def test_a_bundle_can_ask_for_it(self, bundle: Path) -> None:
+        pytest.importorskip("openvino")
+        added = agent.run_bundle(str(bundle), lambda text: None, {"runtime": "openvino", "rounds": 1}, "other.jsonl")
+        assert added == 3
+        rows = read_results(bundle / "other.jsonl")
+        assert rows[0]["runtime"]["name"] == "openvino"
+        assert not (bundle / "results.jsonl").exists()
+
+    def test_depthwise_weights_are_brought_to_one_form(self, tmp_path: Path) -> None:
+        pytest.importorskip("openvino")
+        weights = numpy_helper.from_array(np.ones((24, 1, 3, 3), np.float32), "w")
+        node = helper.make_node("Conv", ["x", "w"], ["y"], group=24, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        value, out = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 24, 8, 8]) for n in "xy")
+        graph = helper.make_graph([node], "g", [value], [out], [weights])
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "d.onnx"
+        )
+        keys = [parse_key(key) for key in kernels_of_file(tmp_path / "d.onnx", runtime="openvino")]
+        conv = next(kernel for kernel in keys if kernel.op == "Conv.openvino")
+        assert conv.family == "Conv.openvino/depthwise"
+        assert conv.macs == 24 * 64 * 9
 
 
 class TestLog:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The agent: measures ONNX files on a device that has only Python, numpy and onnxruntime.
+"""The agent: measures ONNX files on a device that has only Python, numpy and onnxruntime (or OpenVINO).
 
 One file that needs nothing of Slim, so it can be copied to a phone, a board or a server together with the models:
 ``python agent.py BUNDLE``. It reads ``manifest.json`` in that folder, makes shuffled rounds over all models, and
@@ -33,7 +33,17 @@ import numpy as np
 #: of the lines that the agent writes; readers refuse others
 SCHEMA = 1
 #: what decides a figure and is the same for all lines of a run
-SETTINGS = {"rounds": 7, "threads": 1, "level": "all", "seed": 0, "warmup": 3, "sample_ms": 30.0, "most_calls": 50}
+SETTINGS = {
+    "runtime": "onnxruntime",
+    "precision": "f32",
+    "rounds": 7,
+    "threads": 1,
+    "level": "all",
+    "seed": 0,
+    "warmup": 3,
+    "sample_ms": 30.0,
+    "most_calls": 50,
+}
 
 _FLAGS = (
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16",
@@ -433,29 +443,141 @@ def _signed(value: int) -> int:
 # -- a run
 
 
+class OnnxRuntime:
+    """A file on onnxruntime: how it is called, and what its kernels take."""
+
+    def __init__(self, path: str, settings: dict[str, Any]) -> None:
+        self.path, self.threads, self.level = path, settings["threads"], settings["level"]
+        session = open_session(path, self.threads, self.level)
+        feeds = draw_inputs(session, settings.get("shapes"), settings.get("batch", 1), settings["seed"])
+        self.feeds, self.call = feeds, lambda: session.run(None, feeds)
+
+    def profile(self, warmup: int, calls: int) -> tuple[list[Profiled], list[float]]:
+        return profiled_calls(self.path, self.threads, self.level, self.feeds, warmup, calls)
+
+    @staticmethod
+    def facts() -> dict[str, Any]:
+        import onnxruntime as ort
+
+        return {"name": "onnxruntime", "version": ort.__version__, "provider": "CPUExecutionProvider"}
+
+
+class OpenVino:
+    """A file on OpenVINO's CPU plugin. Its kernels are read from the graph that the plugin made and runs."""
+
+    def __init__(self, path: str, settings: dict[str, Any]) -> None:
+        ov: Any = __import__("openvino")
+
+        self.core, self.settings = ov.Core(), settings
+        self.model = self.core.read_model(path)
+        items = [_Input(item) for item in self.model.inputs]
+        feeds = draw_inputs(_Inputs(items), settings.get("shapes"), settings.get("batch", 1), settings["seed"])
+        self.feeds = feeds
+        self.model.reshape({name: list(array.shape) for name, array in feeds.items()})
+        self.request = self._compiled(False).create_infer_request()
+        self._fill(self.request)
+        self.call = self.request.infer
+
+    def _compiled(self, profiled: bool) -> Any:
+        options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "PERF_COUNT": profiled}
+        options["INFERENCE_NUM_THREADS"] = self.settings["threads"]
+        if self.settings["precision"] != "default":
+            options["INFERENCE_PRECISION_HINT"] = self.settings["precision"]
+        return self.core.compile_model(self.model, "CPU", options)
+
+    def _fill(self, request: Any) -> None:
+        for name, array in self.feeds.items():
+            request.get_tensor(name).data[:] = array
+
+    def profile(self, warmup: int, calls: int) -> tuple[list[Profiled], list[float]]:
+        compiled = self._compiled(True)
+        request = compiled.create_infer_request()
+        self._fill(request)
+        for _ in range(max(warmup, 1)):
+            request.infer()
+        times: dict[str, list[float]] = {}
+        runs = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            request.infer()
+            runs.append((time.perf_counter() - start) * 1e3)
+            for item in request.get_profiling_info():
+                if item.status == type(item).Status.EXECUTED:
+                    times.setdefault(item.node_name, []).append(item.real_time.total_seconds() * 1e6)
+        found = []
+        for op in compiled.get_runtime_model().get_ordered_ops():
+            name = op.get_friendly_name()
+            if len(times.get(name, ())) == calls:
+                found.append(Profiled(name, openvino_key(op), times[name]))
+        return found, runs
+
+    @staticmethod
+    def facts() -> dict[str, Any]:
+        ov: Any = __import__("openvino")
+
+        return {"name": "openvino", "version": ov.__version__.split("-")[0], "provider": "CPU"}
+
+
+class _Input:
+    """An input of OpenVINO's, as :func:`draw_inputs` knows them from onnxruntime."""
+
+    def __init__(self, item: Any) -> None:
+        self.name = item.get_any_name()
+        self.shape = [None if size.is_dynamic else int(size.get_length()) for size in item.get_partial_shape()]
+        kind = item.get_element_type().get_type_name()
+        names = {"f32": "float", "f16": "float16", "f64": "double", "i64": "int64", "i32": "int32", "boolean": "bool"}
+        names.update(i8="int8", u8="uint8")
+        self.type = f"tensor({names.get(kind, kind)})"
+
+
+class _Inputs(NamedTuple):
+    items: list[Any]
+
+    def get_inputs(self) -> list[Any]:
+        return self.items
+
+
+def openvino_key(op: Any) -> str:
+    """Return the key of a node of the graph that OpenVINO runs."""
+    info = op.get_rt_info()
+    kind, precision = str(info["layerType"].value), str(info["runtimePrecision"].value).lower()
+    title = {"Convolution": "Conv", "GroupConvolution": "Conv", "FullyConnected": "Gemm"}.get(kind, kind)
+    shapes = [tuple(int(size) for size in op.input(n).get_shape()) for n in range(op.get_input_size())]
+    made = [tuple(int(size) for size in op.output(n).get_shape()) for n in range(op.get_output_size())]
+    attributes: dict[str, Any] = {}
+    if title == "Conv" and len(shapes) > 1:
+        weight = shapes[1]
+        if len(weight) > len(shapes[0]):
+            attributes["group"] = weight[0]
+            shapes[1] = (weight[0] * weight[1], *weight[2:])
+        strides = [max(round(a / b), 1) for a, b in zip(shapes[0][2:], made[0][2:]) if b]  # noqa: B905  Python 3.8
+        attributes["strides"] = strides
+    layers = str(info["originalLayersNames"].value).count(",") if "originalLayersNames" in info else 0
+    if layers > 0:
+        attributes["fused"] = layers + 1  # 1 would be left out
+    return kernel_key(title, "openvino", [(precision, shape) for shape in shapes],
+                      [(precision, shape) for shape in made], attributes)  # fmt: skip
+
+
+RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+
+
 class Model:
-    """One file to measure. Its session stays open between rounds when ``keep`` is set."""
+    """One file to measure. It stays loaded between rounds when ``keep`` is set."""
 
     def __init__(self, name: str, path: str, settings: dict[str, Any], keep: bool = True) -> None:
         self.name, self.path, self.settings, self.keep = name, path, settings, keep
-        self._session: Any = None
-        self._feeds: dict[str, Any] | None = None
+        self._loaded: Any = None
 
     def sample(self, profile: bool = True) -> dict[str, Any]:
         """Return one sample: milliseconds of a call, and microseconds of each kernel where ``profile`` is set."""
-        given, threads, level = self.settings, self.settings["threads"], self.settings["level"]
-        if self._session is None:
-            self._session = open_session(self.path, threads, level)
-        session = self._session
-        if self._feeds is None:
-            self._feeds = draw_inputs(session, given.get("shapes"), given.get("batch", 1), given["seed"])
-        feeds = self._feeds
-        calls = call_times(lambda: session.run(None, feeds), given["warmup"], given["sample_ms"], given["most_calls"])
+        given = self.settings
+        loaded = self._loaded or RUNTIMES[given.get("runtime", "onnxruntime")](self.path, given)
+        self._loaded = loaded if self.keep else None
+        calls = call_times(loaded.call, given["warmup"], given["sample_ms"], given["most_calls"])
         row: dict[str, Any] = {"ms": trimmed(calls), "calls": len(calls)}
-        if not self.keep:
-            self._session = session = None
         if profile:
-            kernels, runs = profiled_calls(self.path, threads, level, feeds, given["warmup"], len(calls))
+            kernels, runs = loaded.profile(given["warmup"], len(calls))
             row["profiled_ms"] = trimmed(runs)
             row["kernels"] = [[kernel.key, round(trimmed(kernel.micros), 3)] for kernel in kernels]
             row["nodes"] = [kernel.name for kernel in kernels]
@@ -467,12 +589,6 @@ def order_of(names: Sequence[str], seed: int, number: int) -> list[str]:
     ordered = list(names)
     random.Random(f"{seed}/{number}").shuffle(ordered)  # noqa: S311  an order, not a secret
     return ordered
-
-
-def runtime_facts() -> dict[str, Any]:
-    import onnxruntime as ort
-
-    return {"name": "onnxruntime", "version": ort.__version__, "provider": "CPUExecutionProvider"}
 
 
 def layout_block() -> int:
@@ -657,7 +773,9 @@ def read_manifest(folder: str) -> dict[str, Any]:
     return dict(manifest)
 
 
-def run_bundle(folder: str, say: Callable[[str], object], settings: dict[str, Any] | None = None) -> int:
+def run_bundle(
+    folder: str, say: Callable[[str], object], settings: dict[str, Any] | None = None, results: str = "results.jsonl"
+) -> int:
     """Measure everything in a bundle that is not measured yet; return how many lines were added.
 
     Raises:
@@ -666,7 +784,7 @@ def run_bundle(folder: str, say: Callable[[str], object], settings: dict[str, An
     manifest = read_manifest(folder)
     given = dict(SETTINGS, **manifest.get("settings", {}))
     given.update(settings or {})
-    log = Log(os.path.join(folder, "results.jsonl"))
+    log = Log(os.path.join(folder, results))
     try:
         _begin(log, manifest, given)
         return _measure(log, folder, manifest, given, say)
@@ -678,11 +796,13 @@ def _begin(log: Log, manifest: dict[str, Any], given: dict[str, Any]) -> None:
     """Write the header, or check that the one that is there belongs to this run."""
     device = device_facts()
     header = {
-        "kind": "header", "schema": SCHEMA, "manifest": manifest["hash"], "runtime": runtime_facts(), "settings": given,
+        "kind": "header", "schema": SCHEMA, "manifest": manifest["hash"], "runtime": RUNTIMES[given["runtime"]].facts(),
+        "settings": given,
     }  # fmt: skip
     if not log.rows:
-        block = layout_block() if given["level"] == "all" else 0
-        overhead = profiler_overhead(given["threads"], given["level"])
+        ort = given["runtime"] == "onnxruntime"
+        block = layout_block() if ort and given["level"] == "all" else 0
+        overhead = profiler_overhead(given["threads"], given["level"]) if ort else 0.0
         log.append(dict(header, device=device, layout_block=block, profiler_overhead_us=overhead))
         return
     first = log.rows[0]
@@ -691,7 +811,7 @@ def _begin(log: Log, manifest: dict[str, Any], given: dict[str, Any]) -> None:
     where = ("cpu", "affinity", "architecture")
     if same != header or [first["device"].get(key) for key in where] != [device[key] for key in where]:
         raise Refused(
-            "results.jsonl belongs to another bundle, runtime, setting or set of cores: move it away to start anew"
+            "the results belong to another bundle, runtime, setting or set of cores: move them away to start anew"
         )
 
 
@@ -727,16 +847,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="threads inside operators; default: what the bundle says")
     parser.add_argument("--rounds", type=int, help="rounds over all models; default: what the bundle says")
     parser.add_argument("--cpus", help="run on these cores only, for example 4,5")
+    parser.add_argument("--runtime", choices=sorted(RUNTIMES), help="default: what the bundle says")
+    parser.add_argument("--results", default="results.jsonl", help="file in the bundle's folder to append to")
     given = parser.parse_args(arguments)
     if given.cpus and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in given.cpus.split(",")})
-    changed = {name: getattr(given, name) for name in ("threads", "rounds") if getattr(given, name)}
+    changed = {name: getattr(given, name) for name in ("threads", "rounds", "runtime") if getattr(given, name)}
     try:
-        added = run_bundle(given.bundle, lambda text: sys.stderr.write(text + "\n"), changed)
+        added = run_bundle(given.bundle, lambda text: sys.stderr.write(text + "\n"), changed, given.results)
     except (Refused, ImportError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stderr.write(f"done: {added} lines added to {os.path.join(given.bundle, 'results.jsonl')}\n")
+    sys.stderr.write(f"done: {added} lines added to {os.path.join(given.bundle, given.results)}\n")
     return 0
 
 

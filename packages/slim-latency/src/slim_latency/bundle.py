@@ -18,7 +18,8 @@ _HOW = """Measure this folder on the device that it is for:
 
     python3 agent.py .
 
-It needs Python 3.8 or later, numpy and onnxruntime, and nothing else. It may be stopped and started again at any time.
+It needs Python 3.8 or later, numpy and onnxruntime (or openvino, where the bundle says so), and nothing else. It may be
+stopped and started again at any time.
 Copy results.jsonl back, and there:
 
     slim latency import FOLDER --name my-device
@@ -51,6 +52,9 @@ def write_bundle(
     unknown = set(settings or {}) - {*agent.SETTINGS, "batch"}
     if unknown:
         raise MeasureError(f"a bundle has no setting '{min(unknown)}'", hint=f"it has: {', '.join(agent.SETTINGS)}")
+    runtime = (settings or {}).get("runtime", "onnxruntime")
+    if runtime not in agent.RUNTIMES:
+        raise MeasureError(f"the agent has no runtime '{runtime}'", hint=f"it has: {', '.join(agent.RUNTIMES)}")
     if not files:
         raise MeasureError("a bundle needs at least one model")
     for name, path in files.items():

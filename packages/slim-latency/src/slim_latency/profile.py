@@ -184,7 +184,7 @@ def profile(
         if not Path(path).is_file():
             raise MeasureError(f"there is no file {path}")
     header: dict[str, Any] = {
-        "kind": "header", "schema": agent.SCHEMA, "device": agent.device_facts(), "runtime": agent.runtime_facts(),
+        "kind": "header", "schema": agent.SCHEMA, "device": agent.device_facts(), "runtime": agent.OnnxRuntime.facts(),
         "settings": settings, "layout_block": agent.layout_block() if level == "all" else 0,
         "profiler_overhead_us": agent.profiler_overhead(threads, level),
     }  # fmt: skip

@@ -8,12 +8,17 @@ from pathlib import Path
 from slim_core.errors import MeasureError
 from slim_core.extras import require
 from slim_latency import agent
-
-EXTRA = "slim-latency[onnxruntime]"
+from slim_latency.feeds import first_line
 
 
 def kernels_of_file(
-    path: Path, *, level: str = "all", batch: int = 1, shapes: Mapping[str, Sequence[int]] | None = None
+    path: Path,
+    *,
+    runtime: str = "onnxruntime",
+    level: str = "all",
+    precision: str = "f32",
+    batch: int = 1,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> list[str]:
     """Return the keys of the kernels, in the order in which they run.
 
@@ -21,24 +26,26 @@ def kernels_of_file(
 
     Args:
         path: the file.
-        level: how far the runtime rewrites the graph.
+        runtime: ``"onnxruntime"`` or ``"openvino"``.
+        level: how far onnxruntime rewrites the graph.
+        precision: what OpenVINO computes in.
         batch: size of a first dimension of any size.
         shapes: whole shapes of inputs with other dimensions of any size.
 
     Raises:
-        MissingExtraError: onnxruntime is not installed.
+        MissingExtraError: the runtime is not installed.
         MeasureError: there is no such file, or the runtime refuses it.
     """
-    require("onnxruntime", EXTRA)
+    if runtime not in agent.RUNTIMES:
+        raise MeasureError(f"kernels cannot be read from {runtime}", hint=f"they can from {', '.join(agent.RUNTIMES)}")
+    require(runtime, f"slim-latency[{runtime}]")
     if not Path(path).is_file():
         raise MeasureError(f"there is no file {path}")
+    settings = {**agent.SETTINGS, "level": level, "precision": precision, "batch": batch, "shapes": dict(shapes or {})}
     try:
-        session = agent.open_session(str(path), 1, level)
-        feeds = agent.draw_inputs(session, dict(shapes or {}), batch, 0)
-        kernels, _ = agent.profiled_calls(str(path), 1, level, feeds, 0, 1)
+        kernels, _ = agent.RUNTIMES[runtime](str(path), settings).profile(0, 1)
     except agent.Refused as error:
         raise MeasureError(str(error), where=str(path)) from error
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise MeasureError(f"onnxruntime does not run the file: {first}", where=str(path)) from error
+        raise MeasureError(f"{runtime} does not run the file: {first_line(error)}", where=str(path)) from error
     return [kernel.key for kernel in kernels]

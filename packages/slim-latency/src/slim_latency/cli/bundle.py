@@ -10,7 +10,7 @@ import click
 
 from slim_core.cli.app import App
 from slim_core.errors import MeasureError
-from slim_latency.cli.models import model_options, onnx_files, runtime_options
+from slim_latency.cli.models import model_options, onnx_files, runtime_options, table_options
 
 if TYPE_CHECKING:
     from slim_latency.table import DeviceTable
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @model_options
 @runtime_options
+@table_options
 @click.option("--networks", type=click.IntRange(min=0), default=30, show_default=True,
               help="Random networks to calibrate with, beside the models.")  # fmt: skip
 @click.option("--size", type=click.IntRange(min=32), default=96, show_default=True, help="Side of their pictures.")
@@ -28,14 +29,15 @@ if TYPE_CHECKING:
 @click.pass_obj
 def bundle(
     app: App, folder: Path, models: tuple[str, ...], kwargs: str, inputs: tuple[str, ...], threads: int, level: str,
-    batch: int, seed: int, networks: int, size: int, rounds: int,
+    batch: int, seed: int, runtime: str, precision: str, networks: int, size: int, rounds: int,
 ) -> None:  # fmt: skip
     r"""Write FOLDER: models, their hashes, and the agent that measures them on a device.
 
     Copy it by any means (scp, adb push, a stick), run `python3 agent.py .` in it, copy results.jsonl back, and import
     it. MODELs of your own make the table know their kernels; they are measured beside the random networks.
     """
-    settings = {"rounds": rounds, "threads": threads, "level": level, "batch": batch, "seed": seed}
+    settings = {"runtime": runtime, "precision": precision, "rounds": rounds, "threads": threads, "level": level,
+                "batch": batch, "seed": seed}  # fmt: skip
     count = _write(app, folder, models, kwargs, inputs, networks, size, settings)
     size_mb = sum(path.stat().st_size for path in folder.glob("*.onnx")) / 1e6
     app.output.emit(
@@ -70,6 +72,7 @@ def import_(app: App, source: Path, name: str, note: str | None, kind: str, targ
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @model_options
 @runtime_options
+@table_options
 @click.option("--name", required=True, help="Of this machine: budgets then say latency:NAME.")
 @click.option("--networks", type=click.IntRange(min=0), default=30, show_default=True, help="Random networks to use.")
 @click.option("--size", type=click.IntRange(min=32), default=96, show_default=True, help="Side of their pictures.")
@@ -79,13 +82,15 @@ def import_(app: App, source: Path, name: str, note: str | None, kind: str, targ
 @click.pass_obj
 def calibrate(
     app: App, models: tuple[str, ...], kwargs: str, inputs: tuple[str, ...], threads: int, level: str, batch: int,
-    seed: int, name: str, networks: int, size: int, rounds: int, folder: Path | None, target: Path | None,
+    seed: int, runtime: str, precision: str, name: str, networks: int, size: int, rounds: int, folder: Path | None,
+    target: Path | None,
 ) -> None:  # fmt: skip
     """Make a device table of this machine: bundle, agent and import in one go."""
     from slim_latency import agent
     from slim_latency.importing import import_results
 
-    settings = {"rounds": rounds, "threads": threads, "level": level, "batch": batch, "seed": seed}
+    settings = {"runtime": runtime, "precision": precision, "rounds": rounds, "threads": threads, "level": level,
+                "batch": batch, "seed": seed}  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
         if not (place / "manifest.json").is_file():

@@ -13,6 +13,8 @@ from slim_core.errors import MeasureError
 if TYPE_CHECKING:
     from slim_core.cli.app import App
 
+#: what the agent and ``predict`` can read kernels from
+RUNTIMES = ("onnxruntime", "openvino")
 F = TypeVar("F", bound=Callable[..., Any])
 _KWARGS = """{"width": 0.5}"""
 
@@ -74,3 +76,15 @@ def _exported(app: App, model: str, kwargs: str, inputs: tuple[str, ...], target
     module, example = subject(app.registry, model, json_object(kwargs, "--kwargs", _KWARGS), inputs)
     app.output.note(f"exporting {model}")
     return to_onnx(module.eval(), example, target, check=False).path
+
+
+def table_options(command: F) -> F:
+    """Add the runtime and the precision of a table."""
+    for option in (
+        click.option("--precision", type=click.Choice(["f32", "bf16", "f16", "default"]), default="f32",
+                     show_default=True, help="What openvino computes in."),
+        click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True,
+                     help="The runtime that the device has."),
+    ):  # fmt: skip
+        command = option(command)
+    return command

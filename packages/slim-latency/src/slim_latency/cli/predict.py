@@ -68,7 +68,13 @@ class _Source:
         from slim_latency.reading import kernels_of_file
 
         settings = table.header.get("settings", {})
-        keys = kernels_of_file(self._file, level=settings.get("level", "all"), batch=settings.get("batch", 1))
+        keys = kernels_of_file(
+            self._file,
+            runtime=table.header["runtime"]["name"],
+            level=settings.get("level", "all"),
+            precision=settings.get("precision", "f32"),
+            batch=settings.get("batch", 1),
+        )
         return Predictor.of(table).estimate(keys)
 
 

@@ -228,6 +228,8 @@ def test_it_begins_with_uniform_and_the_choices_of_named_allocations(net) -> Non
     assert origins[0] == "uniform"
     assert all(name.startswith("global") for name in origins[1:])
     assert result.best.score >= max(trial.score for trial in result.trials[: len(chosen)])
+    few = searched(net, trials=1, initial=initial)
+    assert [trial.counts for trial in few.by("aging")] == chosen, "what was named is always scored"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -9,6 +9,7 @@ import gc
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,13 @@ def run(problem: Problem, context: Context, config: SearchConfig, judge: Judge |
     notes = [parts.said] if parts.said else []
     if not space.free:
         notes.append("there is nothing to search: no group has more than one permitted count")
-    trials = config.trials if space.free and not problem.meets(problem.everything()) else 1
+    if config.algorithm in ("aging", "annealing") and config.workers > config.lag:
+        notes.append(
+            f"{config.workers - config.lag} of {config.workers} workers mostly had nothing to do, because lag is "
+            f"{config.lag}; a larger lag keeps them busy, and each candidate is chosen knowing less"
+        )
+    searching = space.free and not problem.meets(problem.everything())
+    trials = max(config.trials, len(seeds)) if searching else 1
     beside = config.random_trials if trials > 1 else 0
     scoring = Scoring(
         model=unwrap(context.model),
@@ -107,7 +114,8 @@ def first_points(problem: Problem, context: Context, config: SearchConfig, space
     found = {space.point(uniform(problem)): "uniform"}
     for named in config.initial:
         label, allocation = allocations.resolve(named, context.registry)
-        counts = dict(allocation(problem, context))
+        aside = replace(context, notes=[], details={})  # what it has to say is about its own choice
+        counts = dict(allocation(problem, aside))
         point = space.point(counts)
         if not space.meets(point):
             raise BudgetError(f"the choice of allocation '{label}' breaks a bound", where="initial")

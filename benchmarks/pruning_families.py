@@ -6,14 +6,14 @@ family and side runs in a process of its own with a time-out, so that a hang or 
 The models are those of ``slim_core.testing.families``, wider. Nothing was written for either side, except what
 Torch-Pruning asks its users for: the layers that make the outputs, and the head counts of attention layers.
 
-How a result is judged, alike for both sides: every value of the original is a random number, so the values in the
-pruned model tell which indices were kept. Zero the others in the original (running variances and the directions of
-weight norm excepted, which divide) and it must compute what the pruned model computes, in float64. Layer norms of the
+How a result is judged, alike for both sides: models are in float64, and no value stands twice in the original, so the
+values in the pruned model tell which indices were kept. Zero the others in the original (running variances and the
+directions of weight norm excepted, which divide) and it must compute what the pruned model computes. Layer norms of the
 reference take their statistics over the kept channels. Where a model takes other statistics over channels, written out
 by hand, the reference is not known for an arbitrary choice of channels; such a result is "not judged" beyond running.
 The zeroed original says nothing about a model that was not changed, which counts as not handled.
 
-    python benchmarks/pruning_families.py [--families resnet …] [--width 32] [--rounds 3]
+    python benchmarks/pruning_families.py [--families resnet …] [--width 256] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import multiprocessing
 import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -113,6 +113,16 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
+def tagged(model: nn.Module) -> nn.Module:
+    """Return the model in float64, with no value twice: in float32 one of a million random numbers has many twins."""
+    model = model.double()
+    with torch.no_grad():
+        for tensor in state_of(model).values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor) * 1e-6)
+    return model
+
+
 def kept_indices(before: Tensor, after: Tensor) -> dict[int, np.ndarray] | None:
     """Return which indices of each shrunken dimension ``after`` has, by its values; ``None`` where they do not tell."""
     if before.dim() != after.dim() or any(a > b for a, b in zip(after.shape, before.shape, strict=True)):
@@ -198,18 +208,16 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def job(side: str, model: nn.Module, every: list[Any], outputs: list[str]) -> nn.Module:
+    return slim(model, every) if side == "slim" else torch_pruning(model, every, outputs)
+
+
 def run(side: str, name: str, width: int, rounds: int) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    torch.backends.mha.set_fastpath_enabled(False)
     original, inputs = build(name, width)
+    original, inputs = tagged(original), as_double(inputs)
     every = [inputs, *([ALSO[name](inputs)] if name in ALSO else [])]
     outputs = output_layers(original, inputs) if side == "torch-pruning" else []
 
-    def job(model: nn.Module, examples: list[Any], ignored: list[str]) -> nn.Module:
-        return slim(model, examples) if side == "slim" else torch_pruning(model, examples, ignored)
-
-    # what is imported on first use is not the job's time
-    job(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), [(torch.randn(1, 3, 8, 8),)], ["2"])
     row: dict[str, Any] = {"parameters": sum(p.numel() for p in original.parameters())}
     seconds, work = [], []
     base = peak_rss(reset=True)
@@ -217,7 +225,7 @@ def run(side: str, name: str, width: int, rounds: int) -> dict[str, Any]:
         model = copy.deepcopy(original)
         start, cpu = time.perf_counter(), time.process_time()
         try:
-            pruned = job(model, every, outputs)
+            pruned = job(side, model, every, outputs)
         except Exception as error:  # noqa: BLE001  whatever a tool raises is its result
             return row | {"status": "fails", "why": why("pruning", error)}
         seconds.append(time.perf_counter() - start)
@@ -283,31 +291,43 @@ def peak_rss(*, reset: bool = False) -> int:
 
 
 def separate(side: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", side, name, "--width", str(arguments.width), "--rounds",
-               str(arguments.rounds)]  # fmt: skip
+    """Run one family and side in a forked process: what both need is imported already."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def work() -> None:
+        with quiet():
+            sender.send(run(side, name, arguments.width, arguments.rounds))
+
+    process = context.Process(target=work)
+    process.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.timeout, check=False)
-    except subprocess.TimeoutExpired:
+        if receiver.poll(arguments.timeout):
+            return receiver.recv()  # type: ignore[no-any-return]
         return {"status": "fails", "why": f"still running after {arguments.timeout} s"}
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        return {"status": "fails", "why": f"the process ended: {last[0][:160]}"}
-    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+    except EOFError:
+        process.join()
+        return {"status": "fails", "why": f"the process ended with {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
-    parser.add_argument("--width", type=int, default=64, help="base width of the models")
+    parser.add_argument("--width", type=int, default=256, help="base width of the models")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=180, help="seconds for one family and side")
     parser.add_argument("--output", type=Path, default=RESULT)
-    parser.add_argument("--one", nargs=2, metavar=("SIDE", "FAMILY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        with quiet():
-            print(json.dumps(run(*arguments.one, arguments.width, arguments.rounds)))
-        return 0
+    torch.set_num_threads(1)
+    torch.backends.mha.set_fastpath_enabled(False)
+    with quiet():
+        for side in SIDES:  # what is imported on first use is not the jobs' time
+            small = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+            job(side, small, [(torch.randn(1, 3, 8, 8),)], ["3"])
     rows = []
     for name in arguments.families:
         row = {"family": name, **{side: separate(side, name, arguments) for side in SIDES}}

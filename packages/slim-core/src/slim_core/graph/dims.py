@@ -19,10 +19,9 @@ from slim_core.errors import PluginError
 from slim_core.graph.attention import tie_attention
 from slim_core.graph.classes import components
 from slim_core.graph.isolate import collector_paused
-from slim_core.graph.record import READS
 from slim_core.graph.rules import builtin_rules, find_rule
 from slim_core.graph.rules.base import Context, Preference, Role, Rule, Site, UnsupportedError
-from slim_core.graph.types import ChannelGroup, Coupling, Frozen, Graph, Member, SourceLine, Value
+from slim_core.graph.types import READS, ChannelGroup, Coupling, Frozen, Graph, Member, SourceLine, Value
 
 Ints = NDArray[np.int64]
 

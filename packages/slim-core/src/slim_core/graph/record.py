@@ -30,7 +30,7 @@ from slim_core.graph.isolate import collector_paused, edited, isolated, quiet_to
 from slim_core.graph.quick import quick
 from slim_core.graph.rules import builtin_rules, find_rule
 from slim_core.graph.source import Locator, first_line
-from slim_core.graph.types import Graph, Node, Ref, Value, ValueKind
+from slim_core.graph.types import READS, Graph, Node, Ref, Value, ValueKind
 from slim_core.workload import Inputs, call, tensors_of
 
 DeviceKind = Literal["meta", "fake", "real"]
@@ -43,10 +43,6 @@ Edits = Mapping[tuple[int, str], tuple[nn.Module, Any]]
 _LITERALS = frozenset({bool, int, float, str, type(None)})
 #: constants up to this many entries are kept with the graph
 _SMALL = 64
-
-
-#: operators that hand a value to Python, which may decide by it
-READS = frozenset({"aten._local_scalar_dense.default", "aten.item.default", "aten.is_nonzero.default"})
 
 
 class Several(tuple[Inputs, ...]):

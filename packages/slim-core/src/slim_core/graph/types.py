@@ -10,6 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+#: operators that hand a value to Python, which may decide by it
+READS = frozenset({"aten._local_scalar_dense.default", "aten.item.default", "aten.is_nonzero.default"})
+
 ValueKind = Literal["input", "parameter", "buffer", "constant", "intermediate"]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 _ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
     nn.ReLU, nn.Identity, nn.SiLU, nn.Sigmoid, nn.GELU, nn.Hardswish, nn.Tanh, nn.LeakyReLU, nn.ReLU6, nn.Softplus,
@@ -241,6 +242,44 @@ class Twice(nn.Module):
         return self.conv(x)  # type: ignore[no-any-return]
 
 
+class Parametrized(nn.Module):
+    """A convolution whose weight is computed by weight norm or spectral norm; depthwise or not; or a bare parameter."""
+
+    def __init__(self, c: int, n: Numbers) -> None:
+        super().__init__()
+        how = n.pick((parametrizations.weight_norm, parametrizations.spectral_norm, None))
+        groups = n.pick((1, c))
+        self.out_channels = c if groups > 1 else n.width()
+        conv = nn.Conv2d(c, self.out_channels, 3, padding=1, groups=groups)
+        self.conv = conv if how is None else how(conv)
+        self.kernel = nn.Parameter(torch.randn(self.out_channels, self.out_channels, 1, 1)) if how is None else None
+        self.act = n.activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv(x))
+        return x if self.kernel is None else F.conv2d(x, self.kernel)
+
+
+class Window(nn.Module):
+    """Pixels in windows of 2x2, each window mixed, and back, as in Swin; or patches merged by strided slices."""
+
+    def __init__(self, c: int, n: Numbers) -> None:
+        super().__init__()
+        self.merge = n.flag()
+        self.out_channels = n.width() if self.merge else c
+        self.mix = nn.Linear(4 * c if self.merge else c, self.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        batch, height, width, channels = x.shape
+        if self.merge:
+            x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
+            return self.mix(x).permute(0, 3, 1, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)  # type: ignore[no-any-return]
+        y = x.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, channels)
+        y = self.mix(y).view(batch, height // 2, width // 2, 2, 2, -1).permute(0, 1, 3, 2, 4, 5)
+        return (x + y.reshape(batch, height, width, -1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+
 class OverPixels(nn.Module):
     """A block for tokens (N, L, C), run over the pixels of an image."""
 
@@ -343,6 +382,40 @@ class Mlp(nn.Module):
             y = y * self.gate(x)
         y = self.down(y)
         return x + y if self.how == "residual" else y  # type: ignore[no-any-return]
+
+
+class Recurrent(nn.Module):
+    """An LSTM, a GRU or a plain recurrent layer: stacked, in both directions, or with a learned first state."""
+
+    def __init__(self, c: int, n: Numbers) -> None:
+        super().__init__()
+        kind = n.pick((nn.LSTM, nn.GRU, nn.RNN))
+        width = n.pick((4, 8, 6))
+        self.layer = kind(c, width, num_layers=n.pick((1, 2)), bidirectional=n.flag(), bias=not n.flag(),
+                          batch_first=True)  # fmt: skip
+        count = self.layer.num_layers * (2 if self.layer.bidirectional else 1)
+        self.first = nn.Parameter(torch.randn(count, 1, width)) if kind is not nn.LSTM and n.flag() else None
+        self.out_channels = width * (2 if self.layer.bidirectional else 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, L, C)
+        first = None if self.first is None else self.first.expand(-1, x.shape[0], -1).contiguous()
+        return self.layer(x, first)[0]  # type: ignore[no-any-return]
+
+
+class Cells(nn.Module):
+    """A cell in a Python loop over the sequence, its states stacked."""
+
+    def __init__(self, c: int, n: Numbers) -> None:
+        super().__init__()
+        self.cell = n.pick((nn.GRUCell, nn.LSTMCell, nn.RNNCell))(c, n.pick((4, 8)))
+        self.out_channels: int = self.cell.hidden_size
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, L, C)
+        state, found = None, []
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+            found.append(state[0] if isinstance(state, tuple) else state)
+        return torch.stack(found, 1)
 
 
 # --- blocks for features (N, C) ---------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from slim_core.testing.blocks import (
     Attention,
+    Cells,
     ChannelsLast,
     Concat,
     Features,
@@ -23,6 +24,8 @@ from slim_core.testing.blocks import (
     Mlp,
     Numbers,
     OverPixels,
+    Parametrized,
+    Recurrent,
     Residual,
     Shuffle,
     Skip,
@@ -30,6 +33,7 @@ from slim_core.testing.blocks import (
     SqueezeExcite,
     TorchAttention,
     Twice,
+    Window,
     conv_bn,
 )  # fmt: skip
 
@@ -169,6 +173,10 @@ def _skip(shape: _Shape, n: Numbers) -> nn.Module:
     return _with_width(Skip)(shape, n) if shape.side % 2 == 0 else _conv(shape, n)
 
 
+def _window(shape: _Shape, n: Numbers) -> nn.Module:
+    return _with_width(Window)(shape, n) if shape.side % 2 == 0 else _conv(shape, n)
+
+
 def _over_pixels(make: Callable[[int, Numbers], nn.Module]) -> Callable[[_Shape, Numbers], nn.Module]:
     return _with_width(lambda c, n: OverPixels(make(c, n)))
 
@@ -183,10 +191,12 @@ BLOCKS: dict[Family, dict[str, Block]] = {
         "squeeze_excite": _with_width(SqueezeExcite), "gate": _with_width(Gate), "shuffle": _with_width(Shuffle),
         "transposed": _transposed, "dilated": _dilated, "upsample": _upsample, "skip": _skip,
         "channels_last": _with_width(ChannelsLast), "twice": _with_width(Twice),
+        "parametrized": _with_width(Parametrized), "window": _window,
         "attention": _over_pixels(Attention), "torch_attention": _over_pixels(TorchAttention),
     },
     "tokens": {
         "mlp": _with_width(Mlp), "attention": _with_width(Attention), "torch_attention": _with_width(TorchAttention),
+        "recurrent": _with_width(Recurrent), "cells": _with_width(Cells),
     },
     "features": {"mlp": _with_width(Mlp), "features": _with_width(Features)},
 }  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from slim_core.graph.types import Graph, Node, Ref, Value
+from slim_core.graph.types import READS, Graph, Node, Ref, Value
 
 Labels = NDArray[np.int64]
 Dims = tuple[Labels | None, ...]
@@ -179,7 +179,7 @@ class Context:
 
     def takes_statistics(self, labels: Labels | None) -> None:
         """Say that removing these indices changes a statistic, so that removing is not the same as masking."""
-        if labels is not None:
+        if labels is not None and self.node.index in self.live:
             self.statistics.append(labels)
 
     def contract(self, labels: Labels | None, zero: bool, what: str) -> None:
@@ -226,11 +226,11 @@ class Context:
 
 
 def live_nodes(graph: Graph) -> set[int]:
-    """Return the operators that the model's outputs depend on, also through what is written in place."""
+    """Return the operators that the outputs or decisions of the forward depend on, also through in-place writes."""
     storages = {graph.values[index].storage for index in graph.outputs}
     live: set[int] = set()
     for node in reversed(graph.nodes):
-        if any(graph.values[index].storage in storages for index in node.outputs):
+        if node.op in READS or any(graph.values[index].storage in storages for index in node.outputs):
             live.add(node.index)
             storages.update(graph.values[ref.index].storage for ref in refs_of(node.args.values()))
     return live

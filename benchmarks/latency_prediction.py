@@ -117,8 +117,11 @@ def judge(folder: Path, calibrate: int, results: str) -> dict[str, Any]:
         "noise": {"median": table.noise, "p90": _p90([row.noise for row in table.networks.values() if row.noise])},
         "calibration": len(known),
         "held_out": score(table, known, held),
-        "by_space": {space: score(table, known, [name for name in held if name.startswith(space)])
-                     for space in calibration.SPACES},
+        "by_space": {
+            space: score(table, known, names)
+            for space in calibration.SPACES
+            if (names := [name for name in held if name.startswith(space)])
+        },
         "zoo": score(table, known, zoo) if zoo else None,
         "ten_networks": score(table, known[:10], held),
         "sum_of_kernels": sums(table, [*plain, *zoo]),

@@ -123,3 +123,67 @@ def test_a_refused_surgery_leaves_nothing_behind(net, plan) -> None:
     with pytest.raises(PlanError):
         plan.apply_reversibly(net, optimizer=torch.optim.SGD(hand.net().parameters(), 0.1))
     assert equal(dict(net.state_dict()), dict(before))
+
+
+def test_slims_own_average_comes_back_with_its_count(trained, plan) -> None:
+    from slim_core.training import Ema
+
+    net, optimizer, _ = trained
+    average = Ema(net, 0.9)
+    average.update(net)
+    before, updates = copy.deepcopy(average.average), average.updates
+    undo = plan.apply_reversibly(net, optimizer=optimizer, ema=average)
+    assert average.average["a.weight"].shape[0] == 3
+    step(net, optimizer)
+    average.update(net)
+    average.average["head.bias"] = torch.zeros(3)
+    undo.rollback()
+    assert equal(average.average, before)
+    assert average.updates == updates
+    average.update(net)
+
+
+def test_parameter_groups_stay_the_same_objects(trained, plan) -> None:
+    """A scheduler, or the user's own code, may hold a group."""
+    net, optimizer, _ = trained
+    group, state = optimizer.param_groups[0], copy.deepcopy(optimizer.state_dict())
+    with plan.apply_reversibly(net, optimizer=optimizer):
+        group["lr"] = 3.0
+        group["new"] = 1
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))]})
+    assert optimizer.param_groups[0] is group
+    assert len(optimizer.param_groups) == 1
+    assert equal(optimizer.state_dict(), state)
+
+
+def test_a_scheduler_goes_on_over_surgery_and_rollback(net, plan) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), 1.0, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    step(net, optimizer)
+    undo = plan.apply_reversibly(net, optimizer=optimizer)
+    step(net, optimizer)
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    undo.rollback()
+    assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_two_cuts_are_undone_one_after_the_other(trained) -> None:
+    import slim_prune
+
+    net, optimizer, ema = trained
+    before = copy.deepcopy((net.state_dict(), optimizer.state_dict(), ema.state_dict()))
+    first = slim_prune.plan(net, hand.INPUTS, ratios={"a": 0.5}, round_to=1)
+    outer = first.apply_reversibly(net, optimizer=optimizer, ema=ema)
+    step(net, optimizer)
+    middle = copy.deepcopy(net.state_dict())
+    second = slim_prune.plan(net, hand.INPUTS, ratios={"a": 0.5}, round_to=1)
+    with second.apply_reversibly(net, optimizer=optimizer, ema=ema):
+        step(net, optimizer)
+        assert net.a.out_channels == 2
+    assert equal(dict(net.state_dict()), dict(middle))
+    outer.rollback()
+    assert equal(
+        [dict(part) for part in (net.state_dict(), optimizer.state_dict(), ema.state_dict())],
+        [dict(part) for part in before],
+    )

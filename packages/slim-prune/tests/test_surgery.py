@@ -207,3 +207,75 @@ def test_large_matrices_are_cut_in_runs_of_columns(run):
     columns = (np.sort(rng.permutation(count)[: count // 3])[:, None] * run + np.arange(run)).ravel()
     cuts = [TensorEdit("weight", 1, count * run, columns), TensorEdit("weight", 0, 512, rows)]
     assert np.array_equal(sliced(tensor, cuts).numpy(), tensor.numpy()[rows][:, columns])
+
+
+def test_slims_own_average_is_cut(net) -> None:
+    from slim_core.training import Ema
+
+    expected = hand.pruned_by_hand(net)
+    average = Ema(net, 0.9)
+    operate(net, hand.edits(), ema=average)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in average.average.items())
+    average.update(net)
+
+
+def test_an_average_around_a_module_is_cut_with_its_sizes(net) -> None:
+    class Around(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.module = copy.deepcopy(inner)
+
+    around = Around(net)
+    operate(net, hand.edits(), ema=around)
+    same_state(around.module, hand.pruned_by_hand(hand.net()))
+    assert around.module.a.out_channels == 3
+
+
+def test_what_is_no_average_is_refused(net) -> None:
+    with pytest.raises(PlanError, match="no moving average"):
+        operate(net, hand.edits(), ema=[1, 2])
+
+
+def test_state_over_all_parameters_is_refused_and_nothing_is_changed(net) -> None:
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = net(*hand.INPUTS).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(PlanError, match="LBFGS keeps state 'old_dirs'"):
+        operate(net, hand.edits(), optimizer=optimizer)
+    same_state(net, before)
+
+
+def test_state_of_an_optimizer_of_ones_own_is_cut_where_it_has_the_parameters_shape(net) -> None:
+    class Lion(torch.optim.Optimizer):
+        """Keeps a moment, a counter, and nothing that PyTorch's own optimizers know."""
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    state = self.state[parameter]
+                    state.setdefault("direction", parameter.grad.clone().sign())
+                    state["seen"] = state.get("seen", 0) + 1
+
+    optimizer = Lion(net.parameters(), {"lr": 0.1})
+    net(*hand.INPUTS).square().sum().backward()
+    optimizer.step()
+    whole = optimizer.state[net.b.weight]["direction"].clone()
+    operate(net, hand.edits(), optimizer=optimizer)
+    assert torch.equal(optimizer.state[net.b.weight]["direction"], whole[:, hand.KEPT])
+    assert optimizer.state[net.b.weight]["seen"] == 1
+
+
+def test_state_in_a_list_names_its_key(net) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    optimizer.state[net.a.weight]["history"] = [torch.zeros_like(net.a.weight)]
+    with pytest.raises(PlanError, match="keeps state 'history' as a list") as caught:
+        operate(net, hand.edits(), optimizer=optimizer)
+    assert caught.value.where == "a.weight"
+    assert caught.value.hint

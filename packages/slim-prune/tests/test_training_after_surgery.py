@@ -14,11 +14,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from slim_core.graph import analyse
+from slim_core.testing.families import FAMILIES, build
 from slim_core.testing.networks import Network
 from slim_core.testing.strategies import kept_plans, networks
 from slim_core.testing.workloads import TinyNet
 from slim_core.training import Ema
 from slim_prune.edits import edits_of, state_of
+from slim_prune.rollback import Rollback
 from slim_prune.surgery import operate, sliced
 
 TOLERANCE = 1e-10  # relative to the largest value of a tensor; float64
@@ -155,3 +157,67 @@ def test_every_optimizer_on_a_residual_network_with_norms(name: str, ema: str) -
     rng = np.random.default_rng(0)
     kept = {g.name: np.sort(rng.permutation(g.units)[: g.units // 2]) for g in coupling.groups}
     assert_same_training(model, inputs, coupling, kept, name, steps=5, ema=ema)
+
+
+QUICK = ("resnet", "densenet", "shufflenet_v2", "mobilenet_v3", "unet", "vit", "gpt")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
+def test_families_of_architectures(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.functional, "dropout", lambda x, *arguments, **options: x)
+    model, inputs = build(family)
+    model, inputs = hand.without_chance(model).double(), hand.as_double(inputs)
+    coupling = analyse(model, inputs)
+    rng = np.random.default_rng(0)
+    halves = {g.name: np.sort(rng.permutation(g.units)[: max(1, g.units // 2)]) for g in coupling.groups}
+    number = list(FAMILIES).index(family)
+    name, ema = ("momentum", "adam", "rmsprop")[number % 3], ("slim", "swa", "none")[number % 3]
+    assert_same_training(model, inputs, coupling, exact(coupling, halves), name, steps=2, eps=1e-3, ema=ema)
+
+
+@settings(relaxed, max_examples=12)
+@given(network=networks(max_blocks=3), data=st.data(), name=st.sampled_from([*hand.OPTIMIZERS]), slim=st.booleans())
+def test_rollback_is_as_if_nothing_had_happened(network: Network, data, name: str, slim: bool) -> None:
+    """Train, cut, train, undo: every bit is back, and the next step is the one of a twin that was never cut."""
+    model = hand.without_chance(copy.deepcopy(network.module)).double()
+    coupling = analyse(model, hand.as_double(network.example_inputs))
+    kept = data.draw(kept_plans(coupling))
+    optimizer = hand.made(name, model)
+    average = Ema(model, 0.9) if slim else _averaged(model)
+    for number in range(2):
+        hand.train_step(model, optimizer, network.example_inputs, number)
+        _update(average, model)
+    twin, twin_optimizer = hand.twin_of(model, optimizer, name)
+    twin_average = copy.deepcopy(average)
+    undo = Rollback(model, edits_of(model, coupling, kept), optimizer=optimizer, ema=average)
+    for number in range(2, 4):
+        hand.train_step(model, optimizer, network.example_inputs, number)
+        _update(average, model)
+    undo.rollback()
+    _assert_same_bits(model, twin, optimizer, twin_optimizer, average, twin_average)
+    hand.train_step(model, optimizer, network.example_inputs, 4)
+    hand.train_step(twin, twin_optimizer, network.example_inputs, 4)
+    _update(average, model)
+    _update(twin_average, twin)
+    _assert_same_bits(model, twin, optimizer, twin_optimizer, average, twin_average)
+
+
+def _assert_same_bits(model, twin, optimizer, twin_optimizer, average, twin_average) -> None:
+    theirs = state_of(twin)
+    for name, tensor in state_of(model).items():
+        assert torch.equal(tensor, theirs[name]), name
+        if tensor.grad is not None or theirs[name].grad is not None:
+            assert torch.equal(tensor.grad, theirs[name].grad), f"gradient of {name}"
+        mine, other = optimizer.state.get(tensor, {}), twin_optimizer.state.get(theirs[name], {})
+        assert mine.keys() == other.keys()
+        for key, value in mine.items():
+            same = torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
+            assert same, f"{key} of {name}"
+    expected = _by_name(twin_average)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in _by_name(average).items())
+    if isinstance(average, Ema):
+        assert average.updates == twin_average.updates
+    else:
+        assert torch.equal(average.n_averaged, twin_average.n_averaged)

@@ -186,10 +186,59 @@ def main_job(data: dict[str, Any]) -> str:
     return table(("", "original, float32", "pruned, int8", "change"), rows) + note
 
 
+def pruning_search(data: dict[str, Any]) -> str:
+    counts = list(data["algorithms"][0]["best"])
+    rows = [
+        (
+            row["algorithm"],
+            f"{row['budget']:.0%}",
+            f"{row['uniform']:.1%}",
+            *(
+                f"{min(row['best'][n]):.1%} to {max(row['best'][n]):.1%}"
+                if data["seeds"] > 1
+                else f"{row['best'][n][0]:.1%}"
+                for n in counts
+            ),
+        )
+        for row in data["algorithms"]
+    ]
+    head = ("algorithm", "kept MACs", "uniform", *(f"after {n} candidates" for n in counts))
+    cuts = f"multiples of {data['round_to']} channels, {data['holdout']} held-out and {data['samples']} other samples"
+    note = (
+        f"\n\nBest top-1 on the held-out samples, no fine-tuning, over {data['seeds']} seeds: `{data['model']}` on "
+        f"`{data['data']}` (whole model: {data['whole']['top1']:.1%} on the validation data), {cuts}.\n\n"
+    )
+    found = data["agreement"]
+    scores = [(f"loss, {name}", f"{value:.2f}") for name, value in found["spearman"].items()]
+    last = (
+        f"\n\nRank correlation (Spearman) of the score with the validation loss after {found['epochs']} epochs of "
+        f"fine-tuning: {found['candidates']} random candidates at {found['budget']:.0%} of the MACs."
+    )
+    parts = [table(head, rows) + note + table(("score", "correlation"), scores) + last]
+    if data.get("tuned"):
+        first = data["tuned"][0]
+        after = [
+            (
+                row["method"],
+                f"{row['budget']:.0%}",
+                " / ".join(f"{figures['top1']:.1%}" for figures in row["after"]),
+                " / ".join(f"{figures['loss']:.3f}" for figures in row["after"]),
+            )
+            for row in data["tuned"]
+        ]
+        parts += [
+            table(("method", "kept MACs", "top-1", "loss"), after),
+            f"After the same {first['epochs']} epochs of fine-tuning, on the validation data, by seed; searches of "
+            f"{first['trials']} candidates.",
+        ]
+    return "\n\n".join(parts)
+
+
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "analysis_scale": analysis_scale,
     "dependency_weight": dependency_weight,
     "main_job_fashion_mnist": main_job,
+    "pruning_search": pruning_search,
     "pruning_speed": pruning_speed,
     "checkpoint_speed": checkpoint_speed,
     "noise_protocol": noise_protocol,

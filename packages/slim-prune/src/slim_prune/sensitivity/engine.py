@@ -47,7 +47,9 @@ Key = tuple[str, int]
 Best = Callable[[str, int], Indices]
 
 #: groups that share one pass of the whole model: more would save little, and a kill would cost more
-_PACK = 4
+_PACK, _PACK_OF_FEW = 4, 8
+#: so many samples are few
+_FEW_SAMPLES = 4096
 #: a replay may differ from the pruned forward by so much of the output's scale: other orders of adding up
 _CLOSE = 1e-4
 #: samples that a replay is proved on
@@ -232,10 +234,11 @@ class Engine:
         """Return the next groups that are measured in one pass: so many that their values fit into memory together."""
         batch = next(iter(self._samples))
         site = self._site(self._inputs(batch))
-        self._prove(self._inputs(batch), [key for name in waiting[:_PACK] for key in groups[name]])
+        waiting = waiting[: _PACK_OF_FEW if self._samples.count <= _FEW_SAMPLES else _PACK]
+        self._prove(self._inputs(batch), [key for name in waiting for key in groups[name]])
         pack: list[str] = []
         held: dict[int, int] = {}
-        for name in waiting[:_PACK]:
+        for name in waiting:
             key = groups[name][0]
             program = self._program(site, key) if isinstance(site, _Site) else None
             if program is not None and isinstance(site, _Site):
@@ -361,13 +364,22 @@ class Engine:
                 return None
         return site.programs[key]
 
+    def _learn(self, site: _Site | str, key: Key) -> None:
+        """Record one pruned forward of a group, to know whether others follow from it."""
+        if isinstance(site, str):
+            return
+        kept = {key[0]: self._best(*key)}
+        try:
+            self._follows[key[0]] = follows_from_shapes(site.facts, self._recorded(site, kept), kept)
+        except NotReplayableError as error:
+            self._give_up(key[0], str(error))
+
     def _compiled(self, site: _Site, key: Key) -> Program:
         kept = {key[0]: self._best(*key)}
         pruned: Graph | None = None
         if not self._follows.get(key[0], False):
             pruned = self._recorded(site, kept)
-            follows = follows_from_shapes(site.facts, pruned, kept)
-            self._follows.setdefault(key[0], follows)
+            follows_from_shapes(site.facts, pruned, kept)
         program, shapes = compile_program(site.facts, pruned, kept, self._state, self._device)
         return make_quicker(program, shapes, self._device)
 
@@ -398,7 +410,9 @@ class Engine:
         self._proved.update(groups)
         few = slice_batch(inputs, 0, min(self._few or _PROOF, _PROOF))
         site = self._site(few)
-        ends = [key for own in groups.values() for key in dict.fromkeys([own[0], own[-1]])]
+        for own in groups.values():
+            self._learn(site, own[0])
+        ends = [own[-1] for own in groups.values()]
         programs = {key: program for key in ends if (program := self._program(site, key)) is not None}
         if not programs or not isinstance(site, _Site):
             return

@@ -39,7 +39,9 @@ class Envelope:
         """
         given = [
             (count, drop, weight)
-            for count, drop, weight in zip(counts, drops, weights or [1.0] * len(counts), strict=True)
+            for count, drop, weight in zip(
+                counts, drops, [1.0] * len(counts) if weights is None else weights, strict=True
+            )
             if count < units
         ]
         fitted = _non_increasing([drop for _, drop, _ in given], [float(weight) for _, _, weight in given])

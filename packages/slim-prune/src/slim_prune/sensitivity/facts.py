@@ -32,6 +32,7 @@ class Facts:
         made: of each value that an operator makes, which one.
         known: of each value, the operator at which the whole model has it (-1: from the start).
         obstacles: operators that cannot be run by themselves, and why.
+        shared: operators that change a tensor which is later seen through another one: all values that live there.
         steps: operators made ready to run, as programs come to need them.
     """
 
@@ -43,6 +44,7 @@ class Facts:
     made: Mapping[int, int]
     known: Mapping[int, int]
     obstacles: Mapping[int, str] = field(default_factory=dict)
+    shared: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     steps: dict[int, Any] = field(default_factory=dict)
 
     @property
@@ -72,15 +74,17 @@ def facts_of(coupling: Coupling) -> Facts:
     for value in graph.values:
         storages.setdefault(value.storage, []).append(value.index)
     obstacles: dict[int, str] = {}
+    shared: dict[int, tuple[int, ...]] = {}
     for node, function, changes in zip(graph.nodes, functions, changed, strict=True):
         reason = _obstacle(node, function)
         for index in changes:
-            others = (other for other in storages[graph.values[index].storage] if other != index)
+            there = storages[graph.values[index].storage]
+            others = (other for other in there if other != index)
             if any(frozen.get(o, (-1,))[-1] > node.index and made.get(o, -1) < node.index for o in others):
-                reason = reason or f"{node.op} changes a tensor that is also seen through another one"
+                shared[node.index] = tuple(there)
         if reason:
             obstacles[node.index] = reason
-    return Facts(coupling, refs, functions, changed, frozen, made, known, obstacles)
+    return Facts(coupling, refs, functions, changed, frozen, made, known, obstacles, shared)
 
 
 def function_of(op: str) -> Any:

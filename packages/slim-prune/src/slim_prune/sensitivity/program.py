@@ -174,6 +174,8 @@ def compile_program(
     for node, _ in nodes:
         if node.index in facts.obstacles:
             raise NotReplayableError(facts.obstacles[node.index])
+        if not dirty.issuperset(facts.shared.get(node.index, ())):  # some of it is the whole model's
+            raise NotReplayableError(f"{node.op} changes a tensor that is also seen through another one")
     outside = [index for node, _ in nodes for index in facts.refs[node.index] if index not in dirty]
     outside += [index for index in whole.outputs if index not in dirty]
     wanted: list[Wanted] = []
@@ -261,11 +263,11 @@ def _predicted(node: Node, facts: Facts, shapes: Mapping[int, tuple[int, ...]]) 
 
 
 def _needed(nodes: Sequence[tuple[Node, Mapping[str, Any]]], facts: Facts) -> list[tuple[Node, Mapping[str, Any]]]:
-    """Return the operators that the outputs depend on."""
+    """Return the operators that the outputs depend on, and those that change what others may see."""
     needed = set(facts.graph.outputs)
     kept: list[tuple[Node, Mapping[str, Any]]] = []
     for node, args in reversed(nodes):
-        if any(index in needed for index in node.outputs):
+        if facts.changed[node.index] or any(index in needed for index in node.outputs):
             needed.update(facts.refs[node.index])
             kept.append((node, args))
     return kept[::-1]
@@ -292,7 +294,7 @@ def _new_step(node: Node, args: Mapping[str, Any], facts: Facts, device: torch.d
         else:
             arguments.append(value)
     op = node.op
-    if changed:
+    if changed and node.index not in facts.shared:
         places = [n for n, item in enumerate(arguments) if isinstance(item, Place) and item.value in changed]
         function, op = _out_of_place(function, op, places)
     elif op in _SHAPED:  # other layouts in memory than the model has may not be seen as another shape

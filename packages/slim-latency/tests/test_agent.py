@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import random
@@ -102,6 +103,16 @@ class TestReader:
         values = np.array([[16.0, 81.0, 0.0, 1.0]], np.float32)
         found = ort.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"x": values})[0]
         np.testing.assert_allclose(found, [[2, 3, 0, 1]])
+
+
+def test_the_file_is_python_that_old_devices_have() -> None:
+    text = Path(agent.__file__).read_text(encoding="utf-8")
+    tree = ast.parse(text, feature_version=(3, 8))
+    imported = {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    imported |= {(node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported <= {*sys.stdlib_module_names, "numpy", "onnxruntime"}
 
 
 class TestFigures:

@@ -480,6 +480,7 @@ class OpenVino:
 
     def _compiled(self, profiled: bool) -> Any:
         options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "PERF_COUNT": profiled}
+        options["ENABLE_CPU_PINNING"] = False  # every model would be pinned to the same core, whoever else is there
         options["INFERENCE_NUM_THREADS"] = self.settings["threads"]
         if self.settings["precision"] != "default":
             options["INFERENCE_PRECISION_HINT"] = self.settings["precision"]

@@ -1,4 +1,8 @@
-"""The backend ``openvino``: ONNX files on the CPU plugin of OpenVINO, at the precision that is asked for."""
+"""The backend ``openvino``: ONNX files on the CPU plugin of OpenVINO, at the precision that is asked for.
+
+Threads are not pinned to cores: the plugin would pin those of every candidate to the same ones, whoever else runs
+there.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +78,7 @@ class OpenVinoSession(Session):
     def __init__(self, path: Path, inputs: Inputs | None, threads: int | None, precision: Precision) -> None:
         ov = require("openvino", EXTRA)
         self._path = path
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         if precision != "default":
@@ -103,6 +107,7 @@ class OpenVinoSession(Session):
                 "precision_hint": precision,
                 "performance_hint": "latency",
                 "streams": 1,
+                "pinning": False,
             },
             "notes": [],
         }

@@ -139,6 +139,16 @@ class TestPredict:
     ) -> None:
         assert "synthetic" in read(capsys, "predict", net)["devices"]
 
+    def test_one_bad_table_hinders_no_other(
+        self, net: str, table: DeviceTable, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (folder / "broken.table.json").write_text("nonsense")
+        assert run(["latency", "predict", net]) == 0
+        out, err = capsys.readouterr()
+        assert "synthetic" in out
+        assert "broken is left out: not a device table" in err
+        assert run(["latency", "predict", net, "--device", "broken"]) == 2
+
 
 class TestTables:
     def test_check_diff_merge_and_fit(

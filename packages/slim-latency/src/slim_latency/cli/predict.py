@@ -39,8 +39,12 @@ def predict(app: App, model: str, kwargs: str, inputs: tuple[str, ...], names: t
     source = _Source(app, model, kwargs, inputs)
     rows: list[tuple[str, Estimate]] = []
     for file in wanted:
-        table = read_table(file.path)
-        rows.append((file.name, source.estimate(table)))
+        try:
+            rows.append((file.name, source.estimate(read_table(file.path))))
+        except SlimError as error:
+            if names:
+                raise
+            app.output.warn(f"{file.name} is left out: {error.what}")
     data = {"model": model, "devices": {name: found.to_json() for name, found in rows}}
     line = "  ".join(f"{name} {found.value_ms:.4g} ms" for name, found in rows)
     app.output.emit(data, lambda: _show(model, rows), line)

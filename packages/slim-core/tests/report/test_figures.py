@@ -168,3 +168,18 @@ def test_a_latency_whose_interval_holds_one_is_even_everywhere(report):
     assert "| ort, batch 1 | 1.16 ms | **1.14 ms** | even (0.72–1.43×) |" in render_card(even)
     assert "slower" not in figures.headline(even)
     assert figures.latency_comparison(replace(row, speedup=1.0, speedup_low=None, speedup_high=None)).factor == "even"
+
+
+def test_asked_charts_hold_the_points_that_are_numbers(report):
+    series = [
+        {"name": "a", "x": [25, 50.5], "y": [0.3, None]},
+        {"name": "b", "x": [1, 2], "y": [0.1, 0.2]},
+        {"name": "empty", "x": [], "y": []},
+        "nonsense",
+    ]
+    asked = {"title": "Drop", "x_label": "kept, %", "y_label": "drop of top1", "series": series}
+    step = replace(report.steps[1], curves=(asked, {"title": "nothing"}))
+    (chart,) = figures.drawn_curves(step)
+    assert [item.name for item in chart.series] == ["a", "b"]
+    assert chart.series[0].points == ((25.0, 0.3),)
+    assert (chart.title, chart.x_label, chart.y_label) == ("Drop", "kept, %", "drop of top1")

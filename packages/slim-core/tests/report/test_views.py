@@ -12,6 +12,7 @@ from slim_core.report import (
     ChannelRow,
     ModelRow,
     Note,
+    Report,
     StepRow,
     read_report,
     render_card,
@@ -263,3 +264,33 @@ def test_bars_of_latency_have_the_ratio_of_the_medians(report):
     bars = [float(bar.get("width")) for bar in root.iter("rect")]
     assert bars[0] / bars[1] == pytest.approx(4.0, abs=0.01)
     assert bars[2] / bars[3] == pytest.approx(0.5, abs=0.01)
+
+
+def test_charts_that_a_step_asked_for_are_on_the_page_and_in_the_data(report, tmp_path):
+    chart = {
+        "title": "A <chart>",
+        "x_label": "kept",
+        "y_label": "drop",
+        "series": [{"name": "s", "x": [0.5, 1.0], "y": [1.0, 0.0]}],
+    }
+    step = replace(report.steps[1], curves=(chart,) * 8)
+    with_charts = replace(report, steps=(report.steps[0], step, *report.steps[2:]))
+    page = render_html(with_charts)
+    assert page.count("A &lt;chart&gt;") == 8 + 8  # caption and description
+    assert "2 more charts" in page
+    write_views(with_charts, tmp_path)
+    assert read_report(tmp_path / "report.json").steps[1].curves == (chart,) * 8
+    data = report.to_json()
+    for item in data["steps"]:
+        del item["curves"]  # a report from before there were any
+    assert Report.from_json(data).steps[1].curves == ()
+
+
+def test_a_horizontal_axis_of_fractions_has_marks():
+    chart = Chart("t", "share", (Series("s", ((0.25, 1.0), (0.75, 2.0))),))
+    texts = [
+        item.text
+        for item in ElementTree.fromstring(svg.line_chart(chart)).iter()
+        if item.get("text-anchor") == "middle"
+    ]
+    assert texts == ["0.3", "0.4", "0.5", "0.6", "0.7"]

@@ -40,7 +40,7 @@ def test_killed_again_and_again_and_resumed_it_gives_the_same_file(tmp_path: Pat
     took = time.monotonic() - began
     rng = random.Random(0)
     kills, sizes = 0, []
-    while not output.exists() and kills < 12:
+    while not output.exists() and kills < 8:
         process = subprocess.Popen([*command, folder, output])
         try:
             # from the imports to beyond the end, and often just when a point has been written
@@ -61,7 +61,7 @@ def test_stopped_between_points_and_resumed_it_gives_the_same(tmp_path: Path, wh
     """Every prefix of the file of points is what a kill may leave."""
     killed.measure(folder=tmp_path / "all")
     lines = (tmp_path / "all" / "points-1-of-1.jsonl").read_bytes().splitlines(keepends=True)
-    for kept in (1, 2, 3, 9, len(lines) - 1, len(lines)):
+    for kept in (1, 2, 9, len(lines)):
         folder = tmp_path / str(kept)
         folder.mkdir()
         torn = b"".join(lines[:kept]) + (lines[kept][:25] if kept < len(lines) else b"")
@@ -132,7 +132,7 @@ def test_early_stopping_stays_within_the_tolerance_and_uses_fewer_samples() -> N
     with torch.no_grad():
         answers = torch.cat([model(part) for part in inputs_all.split(500)]).argmax(1)
     data = [(inputs_all[i : i + 100], answers[i : i + 100]) for i in range(0, 3000, 100)]
-    options = {"include": ["stem", "blocks.8.*"], "counts": {"*": [8, 12, 14]}}
+    options = {"include": ["stem", "blocks.3.*"], "counts": {"*": [8, 12, 14]}}
     exact = slim_prune.sensitivity(model, inputs, task, data, **options)
     stopped = slim_prune.sensitivity(model, inputs, task, data, early_stop=0.05, **options)
     assert stopped.base == exact.base

@@ -234,6 +234,56 @@ def pruning_search(data: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def sparsity_runtimes(data: dict[str, Any]) -> str:
+    networks = data["networks"]
+    parts = []
+    files = networks["resnet20, batch 1"]["sizes"]
+    sparse = sorted(name for name in files if not name.startswith(("dense", "channels")))
+    order = ["dense", *sparse, *(name for name in files if name.startswith("channels")), "dense, again"]
+    dense = files["dense"]
+    sized = ("checkpoint_bytes", "checkpoint_zlib_bytes", "onnx_bytes", "onnx_zlib_bytes")
+    parts.append(
+        table(
+            ("`resnet20`", "zeros", "checkpoint, kB", "compressed", "ONNX, kB", "compressed"),
+            [
+                (name, f"{1 - row['nonzero'] / dense['parameters']:.1%}" if "channels" not in name else "removed",
+                 *(f"{row[key] / 1e3:,.1f}" for key in sized))
+                for name, row in ((name, files[name]) for name in order if name != "dense, again")
+            ],
+        )
+    )  # fmt: skip
+    for network, found in networks.items():
+        runs = {title: run for title, run in found["runtimes"].items() if title != "PyTorch, sparse kernels"}
+        rows = [
+            (name, *(_against_dense(run["timings"][name], name) for run in runs.values())) for name in order
+        ]
+        parts.append(table((network, *runs), rows))
+        special = found["runtimes"].get("PyTorch, sparse kernels")
+        if special:
+            rows = [(name, _against_dense(timing, name)) for name, timing in special["timings"].items()]
+            parts.append(table((network, "PyTorch, sparse kernels"), rows))
+    refused = dict.fromkeys(line for found in networks.values() for line in found["refused"])
+    device, versions, busy = data["device"], data["versions"], []
+    for found in networks.values():
+        busy += [run["others_busy_cores"] or 0.0 for run in found["runtimes"].values()]
+    rounds = min(run["rounds"] for found in networks.values() for run in found["runtimes"].values())
+    note = (
+        f"Time as a share of the dense network's, the median of at least {rounds} interleaved rounds with its 95 % "
+        "interval; of the dense network, its median. Compressed: zlib, level 6. "
+        f"{device['cpu']}, {device['cores']} cores, {data['threads']} thread; other processes used {min(busy):.1f} to "
+        f"{max(busy):.1f} cores meanwhile; onnxruntime "
+        f"{versions['onnxruntime']}, openvino {versions['openvino']}, torch {versions['torch']}. "
+        + (f"Refused: {'; '.join(refused)}" if refused else "")
+    )
+    return "\n\n".join([*parts, note])
+
+
+def _against_dense(timing: dict[str, Any], name: str) -> str:
+    if name == "dense":
+        return f"1 ({timing['median_ms']:.2f} ms)"
+    return f"{timing['ratio']:.2f} ({timing['ratio_low']:.2f} to {timing['ratio_high']:.2f})"
+
+
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "analysis_scale": analysis_scale,
     "dependency_weight": dependency_weight,
@@ -243,6 +293,7 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "checkpoint_speed": checkpoint_speed,
     "noise_protocol": noise_protocol,
     "runtime_settings": runtime_settings,
+    "sparsity_runtimes": sparsity_runtimes,
     "training_speed": training_speed,
     "zoo_costs": zoo_costs,
 }

@@ -105,3 +105,62 @@ class Freeze(Callback):
 def test_frozen_statistics_stay(workload):
     model = fit(workload, FitConfig(epochs=1), callbacks=[Freeze()]).workload.model
     assert torch.equal(model[1].running_mean, torch.zeros(8))
+
+
+class Shrink(Callback):
+    """Takes the last feature of a hidden layer away after each epoch, from model, optimizer and average."""
+
+    def __init__(self, die: bool = False) -> None:
+        self.die, self.cut = die, 0
+
+    def on_resume(self, state, tensors) -> None:
+        assert state.epoch == 0  # nothing is restored yet
+        for _ in range(int(tensors["cut"])):
+            self._shrink(state)
+
+    def on_epoch_end(self, state) -> None:
+        self._shrink(state)
+
+    def on_step_end(self, state) -> None:
+        if self.die and state.epoch == 2:
+            raise KeyboardInterrupt
+
+    def state(self) -> dict[str, Tensor]:
+        return {"cut": torch.tensor(self.cut)}
+
+    def _shrink(self, state) -> None:
+        self.cut += 1
+        state.loss = state.outputs = None  # a graph that is alive remembers the shapes
+        first, second = state.model[0], state.model[2]
+        for name, parameter, dim in (
+            ("0.weight", first.weight, 0),
+            ("0.bias", first.bias, 0),
+            ("2.weight", second.weight, 1),
+        ):
+            left = torch.arange(parameter.shape[dim] - 1)
+            parameter.grad = None
+            parameter.data = parameter.data.index_select(dim, left)
+            state.ema.average[name] = state.ema.average[name].index_select(dim, left)
+            for key, value in state.optimizer.state.get(parameter, {}).items():
+                state.optimizer.state[parameter][key] = value.index_select(dim, left)
+
+
+def test_a_callback_that_shrinks_the_model_resumes_bit_for_bit(tmp_path):
+    from slim_core.tasks import ClassificationTask
+    from slim_core.workload import Workload
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    batches = [(torch.randn(8, 4), torch.randint(0, 3, (8,))) for _ in range(3)]
+    work = Workload(model, (torch.randn(1, 4),), task=ClassificationTask(), train=batches)
+    config = FitConfig(epochs=4, ema=0.9)
+    whole = fit(work, config, callbacks=[Shrink()]).workload.model
+    assert whole[0].weight.shape == (4, 4)
+    with pytest.raises(KeyboardInterrupt):
+        fit(work, config, callbacks=[Shrink(die=True)], folder=tmp_path)
+    again = fit(work, config, callbacks=[Shrink()], folder=tmp_path)
+    assert again.resumed_at == 2
+    assert all(
+        torch.equal(left, right)
+        for left, right in zip(again.workload.model.parameters(), whole.parameters(), strict=True)
+    )

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from functools import reduce
 
 from slim_core.budget import Bound, parse_budget
-from slim_prune.allocation.problem import figure
 from slim_prune.edits import AttributeEdit, Edits, Indices, TensorEdit
 from slim_prune.errors import PlanError
-from slim_prune.prune_plan import GroupPlan, PrunePlan
+from slim_prune.prune_plan import GroupPlan, PrunePlan, Reached
 
+#: notes of a plan that speak of one part alone: how near its budget is, how coarse the steps of a small group are
+_SPARE, _ROUNDED = "the budget is met with ", " channels are few for multiples of "
 _HINT = "a plan follows another one when it was made for the model that the first one left"
 
 
@@ -115,16 +116,11 @@ def budget_notes(
     budget: Mapping[str, float | int | str], before: Mapping[str, float], after: Mapping[str, float]
 ) -> list[str]:
     """Return one line for each bound: what was reached, and how far below the limit."""
-    lines = []
-    for bound in _bounds(budget):
-        original, reached = before.get(bound.cost), after.get(bound.cost)
-        if original and reached is not None:
-            limit = bound.limit(original)
-            lines.append(
-                f"{bound.cost}: {figure(reached)} of {figure(original)} ({reached / original:.1%}), "
-                f"{1 - reached / limit:.2%} below the limit of {figure(limit)}"
-            )
-    return lines
+    return [
+        str(Reached(bound.cost, before[bound.cost], bound.limit(before[bound.cost]), after[bound.cost]))
+        for bound in _bounds(budget)
+        if before.get(bound.cost) and bound.cost in after
+    ]
 
 
 def _bounds(budget: Mapping[str, float | int | str]) -> tuple[Bound, ...]:
@@ -198,12 +194,18 @@ def _budget(first: PrunePlan, second: PrunePlan, before: Mapping[str, float]) ->
 
 
 def _other_notes(first: PrunePlan, second: PrunePlan) -> list[str]:
-    """Notes of both without those about bounds of one part alone, each once."""
+    """Notes of both, each once, without those about the bounds of one part alone."""
     found: dict[str, None] = {}
     for plan in (first, second):
         heads = tuple(f"{name}: " for name in plan.budget)
         found |= {note: None for note in plan.notes if not (heads and note.startswith(heads))}
-    return list(found)
+    rounded = {note.partition(": ")[0] for note in first.notes if _ROUNDED in note}
+    return [
+        note
+        for note in found
+        if not (note.startswith(_SPARE) and note not in second.notes)
+        and not (_ROUNDED in note and note not in first.notes and note.partition(": ")[0] in rounded)
+    ]
 
 
 def _joined(first: str, second: str) -> str:

@@ -44,7 +44,8 @@ def test_random_networks_measure_as_their_pruned_copies_do(network: Network) -> 
     assert differences(before, fingerprint(network.module)) == []
 
 
-@settings(relaxed, max_examples=6)
+@pytest.mark.slow
+@settings(relaxed, max_examples=20)
 @given(network=networks(families=("image",), max_blocks=3))
 def test_random_convolutional_networks_are_replayed(network: Network) -> None:
     curves = measured(network.module, network.example_inputs, points=1)

@@ -29,14 +29,15 @@ class Hand(Problem):
         self.bounds, self.remark = parse_budget(budget), ""
         self._functions, self._coupling = costs, SimpleNamespace(groups=self.choices)
         self._names = [choice.name for choice in self.choices]
-        self.asked = 0
         full = {choice.name: choice.group.units for choice in self.choices}
         self.original = {name: function(full) for name, function in costs.items()}
         self.limits = {bound.cost: bound.limit(self.original[bound.cost]) for bound in self.bounds}
 
     def costs(self, counts):
-        self.asked += 1
         return {name: float(function(counts)) for name, function in self._functions.items()}
+
+    def work_out(self, choices):
+        """Nothing to prepare: closed forms are quick."""
 
     def everywhere(self):
         """Yield every permitted choice, feasible or not."""

@@ -320,6 +320,7 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=256, help="base width of the models")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=180, help="seconds for one family and side")
+    parser.add_argument("--update", action="store_true", help="keep the rows of other families in the result")
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -334,6 +335,10 @@ def main() -> int:
         rows.append(row)
         print(name, *(f"{side}: {row[side]['status']} {row[side].get('cpu_seconds', 0):.3f} s {row[side]['why'][:90]}"
                       for side in SIDES), sep=" | ", flush=True)  # fmt: skip
+    if arguments.update:
+        kept = {row["family"]: row for row in json.loads(arguments.output.read_text())["rows"]}
+        kept |= {row["family"]: row for row in rows}
+        rows = list(kept.values())
     both = [row for row in rows if all("seconds" in row[side] for side in SIDES)]
     total = {side: sum(row[side]["seconds"] for row in both) for side in SIDES}
     work = {side: sum(row[side]["cpu_seconds"] for row in both) for side in SIDES}

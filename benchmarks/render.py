@@ -61,15 +61,21 @@ def machine(data: dict[str, Any]) -> str:
 
 
 def noise_protocol(data: dict[str, Any]) -> str:
-    ways = (("one pass", data["one_pass"]), ("interleaved", data["interleaved"]))
+    ways = [
+        (f"{name}, {state}", data[state][key])
+        for state in ("quiet", "disturbed")
+        for name, key in (("one pass", "one_pass"), ("interleaved", "interleaved"))
+    ]
     rows: list[tuple[object, ...]] = []
     for what, key in (("latency", "latency_disagreement"), ("ratio to the first model", "ratio_disagreement")):
         for part in ("median", "p90", "max"):
             rows.append((f"{what}: {part}", *(f"{way[key][part]:.1%}" for _, way in ways)))
     rows.append(("neighbours in the wrong order", *(f"{way['neighbours_in_wrong_order']:.0%}" for _, way in ways)))
+    quiet, (short, long) = data["quiet"], data["burst_s"]
     note = (
-        f"\n\nRelative difference of every two of {data['repeats']} repetitions, {data['samples']} samples per model "
-        f"in each: {machine(data)}."
+        f"\n\nRelative difference of every two of {quiet['repeats']} repetitions, {quiet['samples']} samples per model "
+        f"in each: {machine(data)}. Disturbed: {data['disturbing_processes']} other processes compute and rest in "
+        f"turns, {short:g} to {long:g} s each."
     )
     return table(("how much repetitions differ", *(name for name, _ in ways)), rows) + note
 
@@ -141,6 +147,37 @@ def pruning_speed(data: dict[str, Any]) -> str:
     )
     head = ("model", "Slim, s", "Torch-Pruning, s", "ratio", "ratio of CPU time", "parameters left, Slim",
             "Torch-Pruning", "error")  # fmt: skip
+    return table(head, rows) + note
+
+
+def pruning_families(data: dict[str, Any]) -> str:
+    sides = (("slim", "Slim"), ("torch-pruning", "Torch-Pruning"))
+    rows, counts = [], {side: {"handled": 0, "right": 0} for side, _ in sides}
+    for row in data["rows"]:
+        cells: list[object] = [row["family"].replace("_", " ")]
+        for side, _ in sides:
+            own = row[side]
+            handled = own["status"] in ("right", "wrong", "runs, not judged")
+            counts[side]["handled"] += handled
+            counts[side]["right"] += own["status"] == "right"
+            size = own.get("parameters")
+            cells += [own["status"], f"{own['parameters_left'] / size:.0%}" if handled else "",
+                      f"{own['reached'] / size:.1%}" if handled else "",
+                      f"{1000 * own['cpu_seconds']:.0f}" if handled else "",
+                      megabytes(max(own["peak_bytes"], 0)) if handled else ""]  # fmt: skip
+        rows.append(cells)
+    head = ["family", *(f"{name}: {what}" for _, name in sides
+                        for what in ("result", "left", "reached", "CPU ms", "peak MB"))]  # fmt: skip
+    work = data["sum_cpu_seconds"]
+    note = (
+        f"\n\nOf {len(data['rows'])} families, handled and shown right: Slim {counts['slim']['handled']} and "
+        f"{counts['slim']['right']}, Torch-Pruning {counts['torch-pruning']['handled']} and "
+        f"{counts['torch-pruning']['right']}. CPU time in sum over the {data['timed_families']} families that both "
+        f"pruned: {work['slim']:.2f} s against {work['torch-pruning']:.2f} s, {data['sum_cpu_ratio']:.2f}x "
+        f"(wall clock {data['sum_ratio']:.2f}x). Job: {data['job']}; base width {data['width']}, medians of "
+        f"{data['rounds']} rounds; {data['device']}, load average {data['load_average']:.1f}; torch "
+        f"{data['versions']['torch']}, torch-pruning {data['versions']['torch-pruning']}."
+    )
     return table(head, rows) + note
 
 
@@ -278,6 +315,31 @@ def sparsity_runtimes(data: dict[str, Any]) -> str:
     return "\n\n".join([*parts, note])
 
 
+def latency_prediction(data: dict[str, Any]) -> str:
+    """Errors of predictions, beside those of the line over MACs."""
+    parts = [("held-out random networks", data["held_out"])]
+    parts += [(f"of them: {space}-like", found) for space, found in data["by_space"].items()]
+    parts += [(name, data.get(key)) for name, key in (("models of the zoo", "zoo"), ("int8 files", "int8"),
+                                                      ("calibrated on 10 networks", "ten_networks"))]  # fmt: skip
+    rows = [
+        (name, len(found["networks"]), f"{found['mape']:.1%}", f"{found['max']:.1%}", f"{found['within_10']:.0%}",
+         f"{found['tau']:.3f}", f"{found['coverage_of_90']:.0%}", f"{found['flops_linear']['mape']:.1%}",
+         f"{found['flops_linear']['tau']:.3f}")
+        for name, found in parts if found
+    ]  # fmt: skip
+    head = ("networks", "how many", "mean error", "largest", "within 10 %", "Kendall's tau", "inside the 90 % interval",
+            "mean error by MACs", "tau by MACs")  # fmt: skip
+    once, noise, sums = data["protocol"]["one_pass"], data["noise"]["median"], data["sum_of_kernels"]
+    worst = max(item["mape"] for item in once)
+    note = (
+        f"\n\nCalibrated on {data['calibration']} networks, {data['rounds']} shuffled rounds, noise floor "
+        f"{noise:.1%}. From one pass alone the mean error is up to {worst:.1%}. The kernels of a network sum to within "
+        f"5 % of its latency for {sums['within_5']:.0%} of the networks. {data['device']['cpu']}, "
+        f"{data['runtime']['name']} {data['runtime']['version']}, one thread."
+    )
+    return table(head, rows) + note
+
+
 def _against_dense(timing: dict[str, Any], name: str) -> str:
     if name == "dense":
         return f"1 ({timing['median_ms']:.2f} ms)"
@@ -288,9 +350,12 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "analysis_scale": analysis_scale,
     "dependency_weight": dependency_weight,
     "main_job_fashion_mnist": main_job,
+    "pruning_families": pruning_families,
     "pruning_search": pruning_search,
     "pruning_speed": pruning_speed,
     "checkpoint_speed": checkpoint_speed,
+    "latency_prediction": latency_prediction,
+    "latency_prediction_openvino": latency_prediction,
     "noise_protocol": noise_protocol,
     "runtime_settings": runtime_settings,
     "sparsity_runtimes": sparsity_runtimes,

@@ -23,7 +23,12 @@ nox.options.sessions = ["tests", "lint", "types", "layers", "docs"]
 
 ROOT = Path(__file__).parent
 PACKAGES = ("slim-core", "slim-zoo", "slim-prune", "slim-quant", "slim-distill", "slim-nas", "slim-latency")
-EXTRAS = {"slim-core": "onnx,multi", "slim-quant": "onnxruntime", "slim-latency": "onnxruntime"}
+EXTRAS = {
+    "slim-core": "onnx,multi",
+    "slim-prune": "search",
+    "slim-quant": "onnxruntime",
+    "slim-latency": "onnxruntime,openvino,ncnn,fit",
+}
 CONSTRAINTS = ("-c", "constraints.txt")
 #: Tools that are ours to run, not the packages' to declare.
 TOOLS = {

@@ -291,9 +291,7 @@ def sparsity_runtimes(data: dict[str, Any]) -> str:
     )  # fmt: skip
     for network, found in networks.items():
         runs = {title: run for title, run in found["runtimes"].items() if title != "PyTorch, sparse kernels"}
-        rows = [
-            (name, *(_against_dense(run["timings"][name], name) for run in runs.values())) for name in order
-        ]
+        rows = [(name, *(_against_dense(run["timings"][name], name) for run in runs.values())) for name in order]
         parts.append(table((network, *runs), rows))
         special = found["runtimes"].get("PyTorch, sparse kernels")
         if special:

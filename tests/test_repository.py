@@ -76,7 +76,10 @@ def modules_of(requirements: list[str]) -> set[str]:
 
 
 def imported(folder: Path, *, but: str = "") -> dict[str, str]:
-    """Return the top-level modules that the files of a folder import, each with one file that does."""
+    """Return the top-level modules that the files of a folder import, each with one file that does.
+
+    Left out is the agent's own runtime: that file runs without its package, where somebody installed the runtime.
+    """
     found = {}
     for path in sorted(folder.rglob("*.py")):
         if but and but in path.relative_to(folder).parts:
@@ -85,6 +88,7 @@ def imported(folder: Path, *, but: str = "") -> dict[str, str]:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names = [node.module]
+            names = [name for name in names if (path.name, name) != ("agent.py", "onnxruntime")]
             found.update({name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names})
     return {name: path for name, path in found.items() if name not in sys.stdlib_module_names}
 

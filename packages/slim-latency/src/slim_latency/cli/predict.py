@@ -117,29 +117,22 @@ def _show(model: str, rows: list[tuple[str, Estimate]]) -> RenderableType:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, title=Text(model), title_justify="left")
-    for column in (
-        "device",
-        "latency",
-        "interval",
-        "measured kernels",
-        "learned",
-        "roofline",
-        "noise",
-        "by MACs alone",
-    ):
-        table.add_column(column, justify="left" if column == "device" else "right", overflow="fold")
+    table.add_column("device", no_wrap=True)
+    for column in ("latency", "interval", "by MACs alone", "measured, learned, roofline", "noise"):
+        table.add_column(column, justify="right")
     notes = []
     for name, found in rows:
         shares = {share.source: f"{share.share:.0%}" for share in found.shares}
         low, high = (("…" if end is None else f"{end:.3g}") for end in (found.low_ms, found.high_ms))
         known = found.low_ms is not None
         table.add_row(
-            name, ("at least " if found.partial else "") + f"{found.value_ms:.3g} ms",
-            f"{low} - {high} ms ({found.confidence:.0%})" if known else "unknown", shares.get("table", "0%"),
-            shares.get("regressor", "0%"), shares.get("roofline", "0%"),
-            "unknown" if found.noise is None else f"{found.noise:.1%}",
+            name,
+            ("at least " if found.partial else "") + f"{found.value_ms:.3g} ms",
+            f"{low} - {high} ms ({found.confidence:.0%})" if known else "unknown",
             "unknown" if found.flops_ms is None else f"{found.flops_ms:.3g} ms",
-        )  # fmt: skip
+            ", ".join(shares.get(source, "0%") for source in ("table", "regressor", "roofline")),
+            "unknown" if found.noise is None else f"{found.noise:.1%}",
+        )
         notes += [Text(f"{name}: {note}", style="yellow") for note in found.notes]
     return Group(table, *notes)
 
@@ -151,15 +144,20 @@ def _devices(rows: list[dict[str, Any]], where: list[str]) -> RenderableType:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("device", "processor", "runtime", "threads", "precision", "kernels", "networks", "noise"):
-        table.add_column(column, overflow="fold")
+    table.add_column("device", no_wrap=True)
+    for column in ("processor", "runtime", "measured", "noise"):
+        table.add_column(column)
     notes: list[Text] = []
     for row in rows:
         if row["error"]:
             table.add_row(row["name"], Text(row["error"], style="red"))
             continue
-        noise = "unknown" if row["noise"] is None else f"{row['noise']:.1%}"
-        table.add_row(row["name"], row["cpu"], row["runtime"], str(row["threads"]), row["precision"],
-                      str(row["kernels"]), str(row["networks"]), noise)  # fmt: skip
+        table.add_row(
+            row["name"],
+            row["cpu"],
+            f"{row['runtime']}, {row['threads']} thread{'s' * (row['threads'] != 1)}, {row['precision']}",
+            f"{row['kernels']} kernels, {row['networks']} networks",
+            "unknown" if row["noise"] is None else f"{row['noise']:.1%}",
+        )
         notes += [Text(f"{row['name']}: {note}", style="yellow") for note in row["notes"]]
     return Group(table, *notes, Text("searched: " + ", ".join(where)))

@@ -109,7 +109,8 @@ def tests(session: nox.Session) -> None:
     session.run(python, "-m", "pytest", *workers, "-m", "not long", *folders, *arguments,
                 env=one_thread(), external=True)  # fmt: skip
     if not names and not arguments:
-        session.run(python, "-m", "pytest", "--markdown-docs", "-m", "markdown-docs", "README.md", "docs",
+        session.run(python, "-m", "pytest", "--markdown-docs", "--markdown-docs-syntax", "superfences",
+                    "-m", "markdown-docs", "README.md", "docs",
                     *(f"packages/{name}/README.md" for name in PACKAGES),
                     env=one_thread(), external=True)  # fmt: skip
 

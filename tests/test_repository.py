@@ -117,3 +117,14 @@ def test_every_page_of_the_docs_is_reachable() -> None:
     nav = re.findall(r"[\w/.-]+\.md", (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2])
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert pages == set(nav)
+
+
+def test_code_in_the_docs_is_fenced_as_the_site_renders_it() -> None:
+    """Options after a bare language name, as in ``python notest``, make the site show the fence as text."""
+    wrong = [
+        f"{page.relative_to(ROOT)}:{number}"
+        for page in sorted((ROOT / "docs").rglob("*.md"))
+        for number, line in enumerate(page.read_text().splitlines(), 1)
+        if re.match(r"\s*```\w+ +\w", line)
+    ]
+    assert wrong == []

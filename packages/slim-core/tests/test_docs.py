@@ -33,7 +33,7 @@ def test_each_hook_is_documented_with_its_exact_signature(hook: str) -> None:
     text = (DOCS / "plugins" / "hooks.md").read_text(encoding="utf-8")
     section = text.split(f"### {hook}\n", 1)
     assert len(section) == 2, f"no section for {hook}"
-    first_block = re.search(r"```python notest\n(.*?)```", section[1], re.DOTALL)
+    first_block = re.search(r"```\{\.python notest\}\n(.*?)```", section[1], re.DOTALL)
     assert first_block is not None
     assert first_block[1] == f"def {hook}{signature}\n"
 

@@ -24,7 +24,7 @@ HOOKS = [name for name in vars(hookspecs) if name.startswith("slim_")]
 
 def blocks(page: str) -> list[str]:
     text = (DOCS / page).read_text(encoding="utf-8")
-    return re.findall(r"^```python[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```(?:python|\{\.python)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("hook", HOOKS)

@@ -44,7 +44,7 @@ OURS: dict[str, tuple[Any, Any]] = {
     "uniform, l1": ("l1", "uniform"),
     "uniform, fpgm": ("fpgm", "uniform"),
     "sensitivity, l1": ("l1", "sensitivity"),
-    "evolution, l1": ("l1", {"name": "evolution", "trials": 120}),
+    "evolution, l1": ("l1", {"name": "evolution", "trials": 120, "samples": 1024, "holdout": 2000}),
     "global, taylor": ("taylor", "global"),
 }
 PEER = "torch-pruning, l1"

@@ -344,10 +344,28 @@ def _against_dense(timing: dict[str, Any], name: str) -> str:
     return f"{timing['ratio']:.2f} ({timing['ratio_low']:.2f} to {timing['ratio_high']:.2f})"
 
 
+def pruning_accuracy(data: dict[str, Any]) -> str:
+    rows = [
+        (row["model"], f"{row['budget_macs']:.0%}", row["method"], f"{row['macs']:.1%}", f"{row['top1_mean']:.2%}",
+         f"{row['top1_mean'] - data['original_top1'][row['model']]:+.2%}",
+         f"{row['top1_min']:.2%} to {row['top1_max']:.2%}", row["seeds"], f"{row['top1_cut_mean']:.1%}")
+        for row in data["summary"]
+    ]  # fmt: skip
+    head = ("model", "MACs asked", "method", "MACs left", "top-1", "change", "least and most", "seeds", "before tuning")
+    originals = ", ".join(f"{name} {top1:.2%}" for name, top1 in data["original_top1"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
+    note = (
+        f"\n\nTop-1 on the 10,000 test pictures after {data['epochs']} epochs of fine-tuning, the same for all; data: "
+        f"{data['data']}; originals: {originals}; {versions}."
+    )
+    return table(head, rows) + note
+
+
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "analysis_scale": analysis_scale,
     "dependency_weight": dependency_weight,
     "main_job_fashion_mnist": main_job,
+    "pruning_accuracy": pruning_accuracy,
     "pruning_families": pruning_families,
     "pruning_search": pruning_search,
     "pruning_speed": pruning_speed,

@@ -14,7 +14,7 @@ import sparse_kit
 from test_hostile import WRONG, at, named, refusal, replaced, walk
 
 from slim_core.checkpoint import inspect, load, verify
-from slim_core.checkpoint.sparse import Sparse, unpack
+from slim_core.checkpoint.sparse import Sparse, choose, stored_bytes, unfolded, unpack
 from slim_core.errors import CheckpointError
 
 SPARSE = ("bits", "rare", "blocks", "pairs", "bytes", "halves", "kept")
@@ -163,12 +163,21 @@ def test_values_in_the_padding_are_refused() -> None:
         unpack(np.array([1, 1, 0, 3, 0], np.uint8), sparse, (1, 2), np.uint8, 8, "tensors.w")
 
 
-def test_a_file_that_would_unfold_to_more_than_256_times_its_bytes_is_refused_in_little_memory(parts, tmp_path) -> None:
-    """Forms whose bytes add up, and that are small: a terabyte of zeros in blocks, in a process with 1 GB to spare."""
+@pytest.mark.parametrize(
+    ("shape", "block", "count"),
+    [
+        ([2**19, 2**19], [64, 64], 0),  # a terabyte of zeros in blocks
+        ([1, 2**26], [64, 64], 64),  # 256 MB in 1.2 MB, and 16 GB with the padding of its blocks
+        ([2**22, 1], [1, 4096], 0),  # 16 MB in half a megabyte, and 64 GB with the padding
+    ],
+)
+def test_a_file_that_would_unfold_to_more_than_256_times_its_bytes_is_refused_in_little_memory(
+    parts, tmp_path, shape, block, count
+) -> None:
+    """Forms whose bytes add up, and that are small, in a process with 1 GB to spare."""
     container, slim, data = parts
-    shape, count = [2**19, 2**19], 0
-    stored = -(-(2**38 // 4096) // 8)  # a bit for each block of 64 x 64
-    form = {"packing": "blocks", "count": count, "block": [64, 64], "layout": "flat", "axis": 1}
+    form = {"packing": "blocks", "count": count, "block": block, "layout": "flat", "axis": 1}
+    stored = stored_bytes(Sparse("blocks", count, block=tuple(block), layout="flat", axis=1), shape, 32, "")
     slim = replaced(
         slim, ("tensors", "dense"), {**slim["tensors"]["dense"], "dtype": "float32", "shape": shape, "sparse": form}
     )
@@ -194,3 +203,12 @@ def test_a_file_that_would_unfold_to_more_than_256_times_its_bytes_is_refused_in
     done = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, timeout=60, check=True)
     assert "slim.tensors.dense.sparse" in done.stdout
     assert "more than 256 times" in done.stdout
+
+
+def test_a_pattern_whose_blocks_are_nearly_all_padding_is_not_chosen() -> None:
+    weight = np.zeros((1, 2**16), np.uint32)
+    weight[0, :4096] = 1
+    hint = Sparse("blocks", block=(64, 64), layout="flat", axis=1)
+    chosen = choose(weight, 32, hint, weight.nbytes)
+    assert chosen is not None
+    assert 4 * unfolded(chosen, weight.shape) <= 256 * stored_bytes(chosen, weight.shape, 32, "")

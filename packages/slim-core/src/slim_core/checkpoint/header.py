@@ -17,7 +17,7 @@ from slim_core.checkpoint.container import Container, PathLike, Stored, located,
 from slim_core.checkpoint.node import Node
 from slim_core.checkpoint.packing import INTEGER_RANGE, Packing, packed_form, scale_shape
 from slim_core.checkpoint.schemes import SCHEMES, TRANSFORM, hints_of, packing_of, schemes_of
-from slim_core.checkpoint.sparse import MAX_UNFOLD, Sparse, read_sparse, stored_bytes, unfolds
+from slim_core.checkpoint.sparse import MAX_UNFOLD, Sparse, read_sparse, stored_bytes, unfolded, unfolds
 from slim_core.checkpoint.strict_json import canonical, parse, shown
 from slim_core.errors import CheckpointError
 from slim_core.tensors import DTYPE_BYTES, TensorSpec
@@ -541,7 +541,7 @@ def _check_sparse(record: TensorRecord, sparse: Sparse, stored: Stored, field: s
         raise CheckpointError(
             f"this form makes {size} bytes; the stored tensor has {list(stored.shape)} of {stored.dtype}", field=field
         )
-    if not unfolds(math.prod(record.shape), 8 * DTYPE_BYTES[record.dtype], size):
+    if not unfolds(unfolded(sparse, record.shape), 8 * DTYPE_BYTES[record.dtype], size):
         raise CheckpointError(f"it unfolds to more than {MAX_UNFOLD} times its {size} bytes", field=field)
 
 

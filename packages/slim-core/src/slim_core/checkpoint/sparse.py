@@ -252,9 +252,22 @@ def choose(elements: Bits, bits: int, hint: Sparse | None, dense: int) -> Sparse
     best: Sparse | None = None
     for sparse in found:
         size = stored_bytes(sparse, shape, bits, "")
-        if size < dense and unfolds(elements.size, bits, size):
+        if size < dense and unfolds(unfolded(sparse, shape), bits, size):
             best, dense = sparse, size
     return best
+
+
+def unfolded(sparse: Sparse, shape: Sequence[int]) -> int:
+    """Return how many elements unpacking makes room for: those of the tensor, and the padding of its blocks.
+
+    Raises:
+        CheckpointError: the tensor has fewer than two dimensions, and blocks need a matrix.
+    """
+    if sparse.packing in ("bitmap", "gaps"):
+        return math.prod(shape)
+    count, height, width = matrix_shape(shape, sparse.layout or "flat", sparse.axis or 0)
+    rows, columns = sparse.block or (1, sparse.m or 1)
+    return count * -(-height // rows) * -(-width // columns) * rows * columns
 
 
 def unfolds(count: int, bits: int, stored: int) -> bool:

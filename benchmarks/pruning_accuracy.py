@@ -27,6 +27,7 @@ from torch import nn
 
 import slim_prune
 from slim_core import Workload
+from slim_core.data import Dataset
 from slim_core.files import write_json
 from slim_core.graph import record
 from slim_core.graph.cost import cost
@@ -38,6 +39,8 @@ from slim_core.training import FitConfig, fit
 RESULT = Path(__file__).parent / "results" / "pruning_accuracy.json"
 BUDGETS = (0.5, 0.3)
 ROUND_TO = 8
+#: training pictures, without augmentation, that sensitivity is measured on
+JUDGED = 2000
 
 #: name -> criterion and allocation
 OURS: dict[str, tuple[Any, Any]] = {
@@ -55,7 +58,10 @@ def macs(model: nn.Module, inputs: Any) -> float:
     return float(cost(record(model, inputs)).macs)
 
 
-def ours(name: str, base: Workload, budget: float, seed: int, folder: Path, registry: Registry) -> nn.Module:
+def ours(
+    name: str, base: Workload, pictures: Dataset, budget: float, seed: int, folder: Path, registry: Registry
+) -> nn.Module:
+    """Plan and cut. Allocations that look at data see training pictures only."""
     importance, allocation = OURS[name]
     plan = slim_prune.plan(
         base.model,
@@ -66,7 +72,7 @@ def ours(name: str, base: Workload, budget: float, seed: int, folder: Path, regi
         round_to=ROUND_TO,
         task=base.task,
         train=base.train,
-        val=base.val,
+        val=pictures.calibration(JUDGED),
         folder=folder,
         seed=seed,
         registry=registry,
@@ -109,7 +115,7 @@ def run(
     if name == PEER:
         pruned = torch_pruning(base, budget)
     else:
-        pruned = ours(name, base, budget, seed, folder / "allocation", registry)
+        pruned = ours(name, base, pictures, budget, seed, folder / "allocation", registry)
     planned = time.perf_counter() - start
     before = macs(base.model, base.example_inputs)
     cut = bases.judged(replace(base, model=pruned))
@@ -181,7 +187,7 @@ def main() -> int:
                 for name in arguments.methods:
                     if (model_name, name, budget, seed) in known:
                         continue
-                    row = run(name, model_name, base, budget, seed, arguments, registry)
+                    row = run(name, model_name, base, pictures, budget, seed, arguments, registry)
                     rows.append(row)
                     print(f"{model_name} {name} {budget:g} seed {seed}: {row['macs']:.3f} of the MACs, "
                           f"{row['top1_cut']:.4f} -> {row['top1']:.4f}", flush=True)  # fmt: skip

@@ -108,8 +108,15 @@ def torch_pruning(base: Workload, budget: float) -> nn.Module:
 
 
 def run(
-    name: str, model_name: str, base: Workload, budget: float, seed: int, arguments: Any, registry: Registry
-) -> Any:
+    name: str,
+    model_name: str,
+    base: Workload,
+    pictures: Dataset,
+    budget: float,
+    seed: int,
+    arguments: argparse.Namespace,
+    registry: Registry,
+) -> dict[str, Any]:
     folder = arguments.folder / model_name / name.replace(", ", "-") / f"{budget:g}" / str(seed)
     start = time.perf_counter()
     if name == PEER:

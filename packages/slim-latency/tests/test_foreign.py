@@ -96,6 +96,7 @@ class TestOnceForAll:
 
     @pytest.mark.parametrize(
         "text", ["", "[1, 2]", "a: 3", "Conv-x: {mean: 1}", "Conv-input:1x1x1: {mean: -1}", "a: [",
+                 "Conv-input:1x1x1: {mean: 1, var: .nan}", "Conv-input:1x1x1: {mean: 1, var: -1}", "[" * 5_000,
                  "!!python/object/apply:os.system ['true']"],
     )  # fmt: skip
     def test_what_is_no_such_table(self, text: str) -> None:

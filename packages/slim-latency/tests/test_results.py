@@ -72,6 +72,14 @@ def test_other_kernels_in_another_round_are_no_measurement() -> None:
         table_of("d", [header(), sample(0, 2.0), other])
 
 
+@pytest.mark.parametrize(
+    "changes", [{"model": []}, {"ms": None}, {"kernels": [["k"]]}, {"kernels": 3}, {"at": "now"}, {"ms": "fast"}]
+)
+def test_lines_that_no_agent_writes_are_one_clear_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(TableError, match="that the agent does not write"):
+        table_of("d", [header(), {**sample(0, 2.0), **changes}])
+
+
 def test_nothing_measured_yet() -> None:
     with pytest.raises(TableError, match="no finished samples"):
         table_of("d", [header()])
@@ -102,7 +110,7 @@ class TestImport:
         with pytest.raises(TableError, match="belong to another bundle"):
             import_results(results.parent, "d")
 
-    @pytest.mark.parametrize("text", ["", "{}\n", "nonsense\n", '{"kind":"header"}\n'])
+    @pytest.mark.parametrize("text", ["", "{}\n", "nonsense\n", '{"kind":"header"}\n', "[" * 100_000 + "\n"])
     def test_what_are_no_results(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "results.jsonl").write_text(text)
         with pytest.raises(TableError):

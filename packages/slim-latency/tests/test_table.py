@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from slim_core.errors import MeasureError
 from slim_latency.predict import fit
+from slim_latency.predict.estimate import Predictor
 from slim_latency.table import (
     DeviceTable,
     KernelRow,
@@ -93,6 +95,38 @@ class TestFile:
         (tmp_path / "d.table.json").write_text(text)
         with pytest.raises(TableError):
             read_table(tmp_path / "d.table.json")
+
+    @pytest.mark.parametrize(
+        ("place", "value"),
+        [
+            (("header",), 5), (("header",), "abc"), (("header", "runtime"), 5), (("header", "settings"), []),
+            (("header", "layout_block"), "x"), (("header", "profiler_overhead_us"), None), (("header", "notes"), 1),
+            (("networks", 0, "noise"), "x"), (("networks", 0, "drift"), []), (("networks", 0, "name"), 5),
+            (("networks", 0, "kernels"), ["a"]), (("networks", 0, "rounds"), 1e400), (("kernels", 0), [1]),
+        ],
+    )  # fmt: skip
+    def test_values_of_another_kind_are_refused_whatever_the_hash_says(
+        self, small: DeviceTable, tmp_path: Path, place: tuple[str | int, ...], value: object
+    ) -> None:
+        data = json.loads(small.to_text())
+        inner = data
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        path = tmp_path / "d.table.json"
+        path.write_text(json.dumps(data))
+        with pytest.raises(TableError, match="not a device table"):
+            read_table(path)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("families", 5), ("scale", {}), ("roofline", ["a"]), ("roofline", [float("inf")]), ("overhead_us", "q"),
+         ("features", 3), ("families", {"Conv": {"line": [1.0], "low": [], "high": [], "trees": None}})],
+    )  # fmt: skip
+    def test_a_fitted_model_of_another_form_is_refused(self, small: DeviceTable, key: str, value: object) -> None:
+        model = {**fit(small, folds=2, trees=False), key: value}
+        with pytest.raises(MeasureError, match="fitted to this table"):
+            Predictor.of(with_model(small, model))
 
     def test_one_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(TableError, match="cannot read the table"):

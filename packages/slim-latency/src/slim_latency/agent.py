@@ -735,7 +735,7 @@ def _checked(line: bytes, previous: str, number: int) -> dict[str, Any]:
         fits = row["previous"] == previous and _digest(row) == given
         row["hash"] = given
         fits = fits and _canonical(row) == line
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Refused(f"line {number} of the results is no line of the agent's") from None
     if not fits:
         raise Refused(f"line {number} of the results was changed, or one before it is gone")
@@ -769,7 +769,7 @@ def read_manifest(folder: str) -> dict[str, Any]:
                 raise Refused("'{}' is no plain file name".format(entry["file"]))
             if hashlib.sha256(Path(folder, entry["file"]).read_bytes()).hexdigest() != entry["sha256"]:
                 raise Refused("{} is not the file that was bundled".format(entry["file"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Refused(f"cannot read the bundle: {error}") from None
     return dict(manifest)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,5 +79,5 @@ def write_bundle(
     manifest["hash"] = agent._digest(manifest)
     write_json(folder / MANIFEST, manifest)
     write_text(folder / "README.txt", _HOW)
-    shutil.copyfile(agent.__file__, folder / "agent.py")
+    write_bytes(folder / "agent.py", Path(agent.__file__).read_bytes())
     return folder

@@ -84,15 +84,15 @@ def once_for_all(text: str, name: str, where: str = "") -> DeviceTable:
         for block, found in data.items():
             _add(rows, _block_key(str(block)), float(found["mean"]) * 1e3, int(found.get("count", 1)),
                  float(found.get("var", 0.0)) ** 0.5 * 1e3)  # fmt: skip
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         first = next(iter(str(error).splitlines()), "")
         raise TableError(f"no Once-for-All table: {first}", where=where or None) from None
     return _table(name, rows, {"name": "ofa", "version": ""}, "unknown", "")
 
 
 def _add(rows: dict[str, KernelRow], key: str, micros: float, count: int, deviation: float = 0.0) -> None:
-    if not 0 <= micros < 1e12 or count < 1:
-        raise ValueError(f"{micros} is no time")
+    if not 0 <= micros < 1e12 or not 0 <= deviation < 1e12 or count < 1:
+        raise ValueError(f"{micros} (deviation {deviation}) is no time")
     half = 0.6745 * deviation  # quartiles of a normal distribution
     rows[key] = KernelRow(key, count, micros, max(micros - half, 0.0), micros + half)
 

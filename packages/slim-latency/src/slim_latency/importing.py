@@ -36,7 +36,7 @@ def import_results(
             data = json.loads(manifest.read_text(encoding="utf-8"))
             fits = data["hash"] == rows[0].get("manifest")
             macs = {entry["name"]: int(entry["macs"]) for entry in data["models"] if "macs" in entry}
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TableError(f"not a manifest: {error}", where=str(manifest)) from None
         if not fits:
             raise TableError(

@@ -18,6 +18,8 @@ from slim_latency.table import DeviceTable, KernelRow, NetworkRow, TableError, p
 THROTTLED = 0.05
 #: a noise floor above this is named in the table's notes
 NOISY = 0.05
+#: a line is some kilobytes; nothing larger than this is parsed
+_LARGEST = 512 * 2**20
 _FACTS = ("rounds", "seed", "warmup", "sample_ms", "most_calls")
 
 
@@ -29,6 +31,8 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise TableError(f"there are no results at {path}", hint="run the agent first: python agent.py BUNDLE")
+    if path.stat().st_size > _LARGEST:
+        raise TableError("too large for an agent's results", where=str(path))
     data = path.read_bytes()
     rows: list[dict[str, Any]] = []
     previous = "start"
@@ -56,8 +60,20 @@ def table_of(
         note: a line of provenance.
 
     Raises:
-        TableError: there is no sample.
+        TableError: there is no sample, or a line lacks what it must have.
     """
+    try:
+        return _table_of(name, rows, macs, note)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        told = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise TableError(
+            f"the results have a line that the agent does not write: {told}", hint="import the file as it wrote it"
+        ) from None
+
+
+def _table_of(
+    name: str, rows: Sequence[Mapping[str, Any]], macs: Mapping[str, int] | None, note: str | None
+) -> DeviceTable:
     header, samples = rows[0], [row for row in rows if row["kind"] == "sample"]
     if not samples:
         raise TableError("there are no finished samples yet", hint="let the agent run on")

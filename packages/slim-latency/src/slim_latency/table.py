@@ -181,7 +181,7 @@ def read_table(path: str | os.PathLike[str]) -> DeviceTable:
     try:
         data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
         table, digest = _from_json(data)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise TableError(f"not a device table: {error}", where=where) from None
     except TableError as error:
         error.where = error.where or where
@@ -215,11 +215,26 @@ def _from_json(data: Any) -> tuple[DeviceTable, str]:
     networks = {}
     for row in data["networks"]:
         median, q1, q3 = row["ms"]
-        networks[row["name"]] = NetworkRow(
-            row["name"], _time(median), _time(q1), _time(q3), int(row["rounds"]), row["noise"], row["drift"],
-            int(row["macs"]), tuple(keys[number] for number in row["kernels"]),
+        networks[_text(row["name"])] = NetworkRow(
+            row["name"], _time(median), _time(q1), _time(q3), int(row["rounds"]), _share(row["noise"]),
+            _share(row["drift"]), int(row["macs"]), tuple(keys[number] for number in row["kernels"]),
         )  # fmt: skip
-    return DeviceTable(data["name"], data["header"], kernels, networks, data["model"]), str(data["sha256"])
+    return DeviceTable(data["name"], _header(data["header"]), kernels, networks, data["model"]), str(data["sha256"])
+
+
+def _header(header: Any) -> Mapping[str, Any]:
+    """Return a header whose parts are of the kinds that readers of tables rely on."""
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    for part in ("device", "runtime", "settings", "protocol"):
+        if not isinstance(header.get(part, {}), dict):
+            raise ValueError(f"'{part}' of its header is no object")
+    if not isinstance(header.get("notes", []), list):
+        raise ValueError("the notes of its header are no list")
+    _time(header.get("profiler_overhead_us", 0.0))
+    if type(header.get("layout_block", 0)) is not int:
+        raise ValueError("'layout_block' of its header is no number of channels")
+    return header
 
 
 def merge_tables(tables: Sequence[DeviceTable], name: str | None = None) -> DeviceTable:
@@ -352,6 +367,18 @@ def _averaged(first: KernelRow, second: KernelRow) -> KernelRow:
 def _time(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
         raise ValueError(f"{value!r} is no time")
+    return value
+
+
+def _share(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError(f"{value!r} is no share")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no name")
     return value
 
 

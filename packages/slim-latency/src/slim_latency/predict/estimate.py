@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, exp, log, sqrt
 from typing import Any, Literal
@@ -97,24 +97,38 @@ class Predictor:
     ) -> None:  # fmt: skip
         from slim_latency.predict.fit import SCHEMA_VERSION, corrected
 
-        if model.get("schema_version") != SCHEMA_VERSION or tuple(model.get("features", ())) != FEATURES:
-            raise MeasureError(
-                "what was fitted to this table is of another version", hint="fit it again: slim latency fit TABLE"
-            )
+        again = "fit it again: slim latency fit TABLE"
+        if not isinstance(model, Mapping) or model.get("schema_version") != SCHEMA_VERSION:
+            raise MeasureError("what was fitted to this table is of another version", hint=again)
         self.model, self.header, self.noise = model, header, noise
+        try:
+            if tuple(model["features"]) != FEATURES:
+                raise MeasureError("what was fitted to this table is of another version", hint=again)
+            self._read(rows, model, corrected)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MeasureError(f"what was fitted to this table cannot be read: {error}", hint=again) from None
+        self._memo: dict[str, tuple[float, int, bool]] = {}
+
+    def _read(
+        self, rows: Mapping[str, KernelRow], model: Mapping[str, Any], corrected: Callable[[float, float], float]
+    ) -> None:
+        """Take what was fitted apart; sizes and kinds are checked here, before anything is predicted."""
         overhead = float(model["overhead_us"])
         self._measured = {key: corrected(row.median_us, overhead) for key, row in rows.items()}
-        self._lines = {kind: np.array(found["line"]) for kind, found in model["families"].items()}
+        self._lines = {kind: _vector(found["line"]) for kind, found in model["families"].items()}
         self._trees = {
             kind: Trees.from_json(found["trees"], len(FEATURES)) if found["trees"] else None
             for kind, found in model["families"].items()
         }
         self._hulls = {
-            kind: (np.array(found["low"]), np.array(found["high"])) for kind, found in model["families"].items()
+            kind: (_vector(found["low"], len(FEATURES)), _vector(found["high"], len(FEATURES)))
+            for kind, found in model["families"].items()
         }
         scale = model["scale"]
-        self.factor, self.fixed_us, self.each_us = scale["factor"], scale["fixed_us"], scale["per_kernel_us"]
-        self._memo: dict[str, tuple[float, int, bool]] = {}
+        self.factor, self.fixed_us, self.each_us = (
+            float(scale[name]) for name in ("factor", "fixed_us", "per_kernel_us")
+        )
+        self._roof = _vector(model["roofline"])
 
     @staticmethod
     def of(table: DeviceTable) -> Predictor:
@@ -141,7 +155,7 @@ class Predictor:
 
     def roofline(self, keys: Sequence[str]) -> Array:
         """Return what arithmetic and memory alone say, in microseconds."""
-        line = np.array(self.model["roofline"])
+        line = self._roof
         if not len(line) or not len(keys):
             return np.ones(len(keys))
         found: Array = np.maximum(np.array([parse_key(key).work() for key in keys]) @ line, 1e-3)
@@ -236,3 +250,15 @@ class Predictor:
         outside = extrapolated * max(conformal["kernel_error"], _OUTSIDE)
         wider = sqrt(base**2 + outside**2 + (roof * max(conformal["roofline_error"], _OUTSIDE)) ** 2)
         return max(wider, log(1 + (self.noise or 0.0))), notes
+
+
+def _vector(values: Any, size: int | None = None) -> Array:
+    """Return numbers that are all finite: ``(size,)``.
+
+    Raises:
+        ValueError: they are not.
+    """
+    found: Array = np.asarray(values, dtype=np.float64)
+    if found.ndim != 1 or not np.isfinite(found).all() or (size is not None and len(found) != size):
+        raise ValueError(f"{size if size is not None else 'some'} finite numbers were expected")
+    return found

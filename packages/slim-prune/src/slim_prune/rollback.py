@@ -33,7 +33,7 @@ class Rollback:
         averaged = averaged_tensors(ema, edits)
         undo = [*_registered(model, cut), *_attributes(model, edits)]
         if optimizer is not None:
-            undo.append(_optimizer(optimizer))
+            undo.append(undo_of_optimizer(optimizer))
         if isinstance(ema, nn.Module):
             undo.extend(_registered(ema, averaged))
         elif ema is not None:
@@ -143,7 +143,8 @@ def _attribute(module: nn.Module, name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(module, name, value)
 
 
-def _optimizer(optimizer: Optimizer) -> Callable[[], None]:
+def undo_of_optimizer(optimizer: Optimizer) -> Callable[[], None]:
+    """Return what brings an optimizer's state and parameter groups back to what they are now."""
     state = {parameter: _cloned(entries) for parameter, entries in optimizer.state.items()}
     groups = [
         (g, {k: list(v) if k == "params" else copy.deepcopy(v) for k, v in g.items()}) for g in optimizer.param_groups

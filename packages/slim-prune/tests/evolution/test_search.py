@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 
@@ -291,6 +292,24 @@ def test_other_weights_or_data_are_another_search(net, tmp_path) -> None:
     other.train.inputs[:] = other.train.inputs.flip(0)
     with pytest.raises(PlanError, match="data is"):
         searched(other, trials=3, baseline=0, folder=tmp_path)
+
+
+def test_another_way_of_scoring_is_another_search(tmp_path) -> None:
+    """Figures of one judge say nothing about what another one would have found."""
+
+    def wide(model: torch.nn.Module) -> float:
+        return float(sum(parameter.numel() for parameter in model.parameters()))
+
+    def narrow(model: torch.nn.Module) -> float:
+        return -wide(model)
+
+    given = Chain(), (torch.zeros(1, 1, 8, 8),), {"macs": 0.5}
+    options = {"trials": 4, "baseline": 0, "round_to": 2, "folder": tmp_path}
+    first = slim_prune.search(*given, score=wide, **options)
+    again = slim_prune.search(*given, score=functools.partial(wide), **options)
+    assert again.resumed == len([trial for trial in first.trials if not trial.repeats])
+    with pytest.raises(PlanError, match="scored by is"):
+        slim_prune.search(*given, score=narrow, **options)
 
 
 def test_trials_pareto_and_curves_agree_with_counting_by_hand(net) -> None:

@@ -60,8 +60,14 @@ def test_another_search_is_refused_and_told_what_differs(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"{", b"[]", b"null", b'{"by": "aging"}', b'{"by": "a", "trial": "x"}', b"\xff\xfe", b"[" * 100_000]
-)
+    "line",
+    [
+        b"{", b"[]", b"null", b'{"by": "aging"}', b'{"by": "a", "trial": "x"}', b"\xff\xfe", b"[" * 100_000,
+        b'{"by": "a", "trial": 1, "figures": {"top1": "0.5"}}', b'{"by": "a", "trial": 1, "figures": {"top1": NaN}}',
+        b'{"by": "a", "trial": 1, "figures": [1]}', b'{"by": "a", "trial": 1, "counts": {"g": 1.5}}',
+        b'{"by": "a", "trial": 1, "seconds": null}', b'{"by": "a", "trial": 1, "error": 5}',
+    ],
+)  # fmt: skip
 def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path, line) -> None:
     path = filled(tmp_path)
     lines = path.read_bytes().splitlines()

@@ -122,6 +122,26 @@ def test_zeroed_channels_go_on_learning_and_may_come_back() -> None:
     assert step.changed >= 1
 
 
+def test_a_second_model_is_planned_for_itself() -> None:
+    """One object may serve several runs of a loop of one's own: the goal of the first is not that of the second."""
+    soft = SoftPruning(chain()[1], {"macs": 0.5}, importance=filters, round_to=1)
+    first, inputs, _ = chain()
+    soft.begin(first, epochs=1)
+    soft.zero(1)
+    soft.finish()
+    second, _, _ = chain()
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.copy_(parameter.flip(0))
+    alone = SoftPruning(inputs, {"macs": 0.5}, importance=filters, round_to=1)
+    expected = alone.begin(copy.deepcopy(second), epochs=1)
+    goal = soft.begin(second, epochs=1)
+    assert {name: units.tolist() for name, units in goal.kept.items()} == {
+        name: units.tolist() for name, units in expected.kept.items()
+    }
+    assert soft.steps == []
+
+
 def test_the_cut_at_the_end_changes_nothing_but_the_size() -> None:
     workload = tiny_workload()
     model = copy.deepcopy(workload.model)

@@ -241,6 +241,7 @@ def test_rolling_back_restores_every_bit_of_model_optimizer_and_average() -> Non
 
     train()
     before, moments = fingerprint(model), copy.deepcopy(optimizer.state_dict())
+    groups = list(optimizer.param_groups)
     kept = {name: tensor.clone() for name, tensor in average.items()}
     plan = sparsity.plan(model, inputs, scheme=NM(permute=True))
     assert plan.orders
@@ -251,6 +252,7 @@ def test_rolling_back_restores_every_bit_of_model_optimizer_and_average() -> Non
     assert differences(before, fingerprint(model)) == []
     after = optimizer.state_dict()
     assert after["param_groups"] == moments["param_groups"]
+    assert all(now is then for now, then in zip(optimizer.param_groups, groups, strict=True)), "others may hold them"
     for index, entries in moments["state"].items():
         assert all(torch.equal(value, after["state"][index][key]) for key, value in entries.items())
     assert all(torch.equal(average[name], kept[name]) for name in kept)

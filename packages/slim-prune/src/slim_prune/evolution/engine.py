@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def run(problem: Problem, context: Context, config: SearchConfig, judge: Judge |
         seed=context.seed,
         judge=judge,
     )
-    identity = identity_of(problem, context, config, parts, seeds)
+    identity = identity_of(problem, context, config, parts, seeds, judge)
     with (
         _collecting(),
         Journal(context.folder, identity) as journal,
@@ -158,7 +159,12 @@ def executor_of(config: SearchConfig, scoring: Callable[[Edits], Any]) -> Iterat
 
 
 def identity_of(
-    problem: Problem, context: Context, config: SearchConfig, parts: Parts, seeds: tuple[Point, ...]
+    problem: Problem,
+    context: Context,
+    config: SearchConfig,
+    parts: Parts,
+    seeds: tuple[Point, ...],
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Return what a result depends on. How many trials, workers and attempts there are is no part of it."""
     options = config.model_dump(mode="json", exclude={"trials", "baseline", "workers", "timeout", "retries", "initial"})
@@ -172,6 +178,7 @@ def identity_of(
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return {
+        "scored by": _scored_by(context, judge),
         "options": options,
         "seed": context.seed,
         "budget": dict(problem.limits),
@@ -182,6 +189,16 @@ def identity_of(
         "importance": ranking.hexdigest(),
         "data": parts.digest(),
     }
+
+
+def _scored_by(context: Context, judge: Judge | None) -> str:
+    """Return what tells one way of scoring from another, as far as names do."""
+    if judge is None:
+        return f"task {context.task.name}" if context.task is not None else "nothing"
+    while isinstance(judge, partial):
+        judge = judge.func
+    named = judge if hasattr(judge, "__qualname__") else type(judge)
+    return f"function {named.__qualname__}"
 
 
 def _parts(context: Context, config: SearchConfig, judge: Judge | None) -> Parts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from slim_prune.errors import PlanError
 
 NAME = "search.jsonl"
 FORMAT, VERSION = "slim-prune.search", 1
+#: A result is some hundred bytes for each group; nothing larger than this is read.
+MAX_BYTES = 256 << 20
 
 
 class Journal:
@@ -73,7 +76,12 @@ class Journal:
 
     def _open(self, identity: dict[str, Any]) -> None:
         assert self._file is not None  # noqa: S101
-        data = os.pread(self._file, os.fstat(self._file).st_size, 0)
+        size = os.fstat(self._file).st_size
+        if size > MAX_BYTES:
+            raise PlanError(
+                f"the journal is larger than {MAX_BYTES >> 20} MB", where=str(self.path), hint="choose another folder"
+            )
+        data = os.pread(self._file, size, 0)
         whole = data.rfind(b"\n") + 1
         lines = data[:whole].splitlines()
         if not lines:
@@ -83,10 +91,9 @@ class Journal:
         rows = [self._read(number, line) for number, line in enumerate(lines, 1)]
         self._check(rows[0], identity)
         for number, row in enumerate(rows[1:], 2):
-            try:
-                self.known[str(row["by"]), int(row["trial"])] = row
-            except (KeyError, TypeError, ValueError):
-                raise self._damaged(number) from None
+            if not _is_result(row):
+                raise self._damaged(number)
+            self.known[row["by"], row["trial"]] = row
         os.ftruncate(self._file, whole)
 
     def _read(self, number: int, line: bytes) -> dict[str, Any]:
@@ -131,6 +138,25 @@ class Journal:
             where=f"{self.path}:{number}",
             hint="delete the journal to begin again",
         )
+
+
+def _is_result(row: Mapping[str, Any]) -> bool:
+    """Return whether a line has what :class:`slim_prune.evolution.driver.Driver` reads of it, in the right kinds."""
+    counts, figures, error = row.get("counts", {}), row.get("figures", {}), row.get("error")
+    return (
+        type(row.get("by")) is str
+        and type(row.get("trial")) is int
+        and isinstance(counts, dict)
+        and all(type(count) is int for count in counts.values())
+        and isinstance(figures, dict)
+        and all(value is None or _is_number(value) for value in figures.values())
+        and _is_number(row.get("seconds", 0.0))
+        and (error is None or type(error) is str)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _short(value: Any) -> str:

@@ -131,6 +131,9 @@ class SoftPruning(Callback):
         Raises:
             BudgetError: the budget is out of reach.
         """
+        if not self._resumed:
+            self.goal, self._last, self.steps = None, None, []
+        self._resumed = False
         self._model, self._epochs = unwrap(model), epochs
         self._coupling = analyse(self._model, self._inputs, registry=self._registry)
         if self.goal is None:
@@ -212,9 +215,6 @@ class SoftPruning(Callback):
 
     def on_fit_start(self, state: FitState) -> None:
         self._inputs = to_device(self._inputs, state.device)
-        if not self._resumed:
-            self.goal, self._last, self.steps = None, None, []
-        self._resumed = False
         self.begin(state.model, state.epochs)
 
     def on_epoch_end(self, state: FitState) -> None:

@@ -107,7 +107,7 @@ class SparsityPruning:
         Raises:
             BudgetError: the budget is out of reach.
             PatternError: a pattern matches nothing.
-        DataError: the importance needs data, and there is none.
+            DataError: the importance needs data, and there is none.
         """
         require_data(config.importance, workload.task, workload.train)
         planned = _plan(workload, config, _still(resolve(config.scheme)), "magnitude", run)

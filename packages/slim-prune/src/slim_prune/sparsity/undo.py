@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from slim_prune.edits import state_of
+from slim_prune.rollback import undo_of_optimizer
 from slim_prune.sparsity.orders import averaged_tensors
 from slim_prune.surgery import Ema
 
@@ -31,15 +29,7 @@ class SparsityRollback:
             (tensor, tensor.detach().clone(), None if tensor.grad is None else tensor.grad.clone())
             for tensor in different.values()
         ]
-        self._optimizer = optimizer
-        self._state: dict[Any, Any] = {}
-        self._groups: list[tuple[list[Tensor], dict[str, Any]]] = []
-        if optimizer is not None:
-            self._state = {parameter: _cloned(entries) for parameter, entries in optimizer.state.items()}
-            self._groups = [
-                (list(group["params"]), {k: copy.deepcopy(v) for k, v in group.items() if k != "params"})
-                for group in optimizer.param_groups
-            ]
+        self._optimizer = undo_of_optimizer(optimizer) if optimizer is not None else None
 
     @property
     def done(self) -> bool:
@@ -56,14 +46,12 @@ class SparsityRollback:
                 tensor.copy_(data)
                 tensor.grad = gradient
         if self._optimizer is not None:
-            self._optimizer.state.clear()
-            self._optimizer.state.update(self._state)
-            self._optimizer.param_groups[:] = [{"params": params, **options} for params, options in self._groups]
+            self._optimizer()
         return self.model
 
     def discard(self) -> None:
         """Give the backup's memory back; the zeros stay."""
-        self._kept = None
+        self._kept = self._optimizer = None
 
     def __enter__(self) -> nn.Module:
         return self.model
@@ -72,11 +60,3 @@ class SparsityRollback:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.rollback()
-
-
-def _cloned(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: _cloned(item) for key, item in value.items()}
-    return copy.deepcopy(value)

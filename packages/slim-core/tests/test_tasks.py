@@ -119,3 +119,21 @@ def test_the_task_is_registered_by_core():
     task = registry.get("tasks", "classification")(label_smoothing=0.1, num_classes=8)
     assert (task.label_smoothing, task.num_classes) == (0.1, 8)
     assert registry.get("techniques", "fit").name == "fit"
+
+
+@pytest.mark.parametrize("name", ["top1", "top5"])
+def test_margins_tell_right_from_wrong(name: str):
+    generator = torch.Generator().manual_seed(3)
+    logits, targets = torch.randn(50, 8, generator=generator), torch.randint(0, 8, (50,), generator=generator)
+    metric = ClassificationTask().metrics()[name]
+    metric.update(logits, (logits, targets))
+    margins = metric.margins(logits, (logits, targets))
+    assert float((margins > 0).double().mean()) == metric.compute()
+    others = torch.stack([torch.cat([row[:n], row[n + 1 :]]) for row, n in zip(logits, targets.tolist(), strict=True)])
+    expected = logits[torch.arange(50), targets] - others.sort(1, descending=True).values[:, metric.k - 1]
+    torch.testing.assert_close(margins, expected)
+
+
+def test_without_other_classes_there_are_no_margins():
+    logits = torch.zeros(4, 3)
+    assert ClassificationTask().metrics()["top5"].margins(logits, (logits, torch.zeros(4, dtype=torch.long))) is None

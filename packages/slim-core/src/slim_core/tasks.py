@@ -46,6 +46,20 @@ class TopK(Mean):
         best = logits.float().topk(min(self.k, logits.shape[1]), 1).indices  # (N, k)
         self.add((best == targets.to(best.device)[:, None]).any(1))
 
+    def margins(self, outputs: Any, batch: Any) -> Tensor | None:
+        """Return how far each sample is from counting otherwise, ``(N,)``: above 0 where it is right.
+
+        That is the target's logit less the ``k``-th largest of the others. ``None``: there are no others.
+        """
+        logits, targets = logits_of(outputs).detach().float(), self.task.targets(batch)
+        if self.k >= logits.shape[1]:
+            return None
+        if targets.is_floating_point():
+            targets = targets.argmax(1)
+        places = targets.to(logits.device)[:, None]
+        others = logits.scatter(1, places, float("-inf")).topk(self.k, 1).values[:, -1]
+        return logits.gather(1, places)[:, 0] - others
+
 
 class CrossEntropy(Mean):
     """The mean cross entropy, without label smoothing."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from pydantic import ValidationError
 
 import slim_prune
 from slim_core.cli.main import run
@@ -138,3 +140,32 @@ def test_the_step_prunes_by_curves_and_reports_them(tmp_path: Path) -> None:
     )
     plan = slim_prune.PrunePlan.load(tmp_path / "plan.json")
     assert plan.after["macs"] <= 0.6 * plan.before["macs"]
+
+
+SEVERAL = [
+    {"kind": "iterative", "steps": 3},
+    {"kind": "gradual", "steps": 2},
+    {"kind": "gradual", "at_epochs": [0.5, 1.0]},
+]
+ONCE = [
+    None,
+    {"kind": "one_shot"},
+    {"kind": "iterative", "steps": 1},
+    {"kind": "soft"},
+    {"kind": "gradual", "at_epochs": [0.5]},
+    {"kind": "gradual", "masked": True},
+]
+
+
+@pytest.mark.parametrize("schedule", SEVERAL)
+def test_curves_of_the_whole_model_do_not_serve_several_cuts(schedule: dict[str, Any]) -> None:
+    config = {"budget": {"macs": 0.5}, "schedule": schedule, "fit": {"epochs": 2}}
+    SensitivityConfig.model_validate(config)
+    with pytest.raises(ValidationError, match="measured before each cut"):
+        SensitivityConfig.model_validate({**config, "curves": "curves.json"})
+
+
+@pytest.mark.parametrize("schedule", ONCE)
+def test_curves_serve_one_cut(schedule: dict[str, Any] | None) -> None:
+    config = {"budget": {"macs": 0.5}, "schedule": schedule, "fit": {"epochs": 2}, "curves": "curves.json"}
+    assert SensitivityConfig.model_validate(config).curves == "curves.json"

@@ -36,7 +36,7 @@ from slim_prune.sensitivity.engine import Engine, Key
 from slim_prune.sensitivity.meter import Measure
 from slim_prune.sensitivity.samples import Samples, bytes_of
 from slim_prune.sensitivity.shards import Shard, parse_shard, share_of
-from slim_prune.sensitivity.stopping import EarlyStop
+from slim_prune.sensitivity.stopping import RULE, EarlyStop
 from slim_prune.sensitivity.store import Store
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Job:
     def identity(self, samples: Samples) -> dict[str, Any]:
         """Return what tells these points from others."""
         measure = Measure.of(self.task, self.metric)
-        stop = self.stop.to_json() if self.stop is not None else None
+        stop = {**self.stop.to_json(), "rule": RULE} if self.stop is not None else None
         return {
             "model": model_identity(self.model),
             "data": samples.identity,

@@ -40,16 +40,14 @@ from slim_prune.sensitivity.meter import Measure, Meter
 from slim_prune.sensitivity.program import Program, compile_program, follows_from_shapes, taken
 from slim_prune.sensitivity.quicker import make_quicker
 from slim_prune.sensitivity.samples import Samples
-from slim_prune.sensitivity.stopping import Differences, EarlyStop
+from slim_prune.sensitivity.stopping import Differences, EarlyStop, SurestLast, surest_last
 
 Key = tuple[str, int]
 #: units that stay, of a group that keeps so many
 Best = Callable[[str, int], Indices]
 
 #: groups that share one pass of the whole model: more would save little, and a kill would cost more
-_PACK, _PACK_OF_FEW = 4, 8
-#: so many samples are few
-_FEW_SAMPLES = 4096
+_PACK = 8
 #: a replay may differ from the pruned forward by so much of the output's scale: other orders of adding up
 _CLOSE = 1e-4
 #: samples that a replay is proved on
@@ -138,6 +136,8 @@ class Engine:
         self._whole_rows: list[NDArray[np.float64]] = []
         self._base: Base | None = None
         self._spread: float | None = None
+        self._margins: NDArray[np.float64] | None = None  # of the whole model, where the samples come by them
+        self._pilot = 0
         self.notes: list[str] = []
         self.stop = stop if stop is None or measure.by_sample else None
         if stop is not None and self.stop is None:
@@ -154,12 +154,15 @@ class Engine:
             return self._base
         meter = self._measure.meter()
         self._whole_rows.clear()
+        margins: list[NDArray[np.float64] | None] = []
         with undisturbed(self._model):
             for batch, size in zip(self._samples, self._samples.sizes, strict=True):
                 inputs = self._inputs(batch)
                 with self._whole_forward(inputs):
                     outputs = call(self._model, inputs)
-                self._whole_rows.append(meter.update(outputs, to_device(batch, self._device), size))
+                on_device = to_device(batch, self._device)
+                self._whole_rows.append(meter.update(outputs, on_device, size))
+                margins.append(self._measure.margins(outputs, on_device) if self.stop is not None else None)
         value = meter.value()
         if not math.isfinite(value):
             raise SlimError(
@@ -169,8 +172,24 @@ class Engine:
         rows = np.concatenate(self._whole_rows) if self._whole_rows else np.zeros(0)
         if len(rows) and np.isin(rows, (0.0, 1.0)).all():
             self._spread = 1.0
+        self._arrange(rows, margins)
         self._base = Base(value, meter.samples)
         return self._base
+
+    def _arrange(self, rows: NDArray[np.float64], margins: Sequence[NDArray[np.float64] | None]) -> None:
+        """Let the samples come in an order that decides sooner, where it is known how sure the whole model is."""
+        known = [item for item in margins if item is not None]
+        if self.stop is None or not self._samples.shuffled or len(known) < len(margins):
+            return
+        found = np.concatenate(known)
+        if len(found) != len(rows) or not np.array_equal(found > 0, rows == 1.0) or not np.isfinite(found).all():
+            return
+        order, pilot = surest_last(found, self._samples.sizes)
+        samples = self._samples.arranged(order)
+        if samples is not None:
+            self._samples = samples
+            self._whole_rows = np.split(rows[order], np.cumsum(self._samples.sizes)[:-1])
+            self._margins, self._pilot = found[order], pilot
 
     def remember(self, base: Base) -> None:
         """Take the whole model's value from an earlier run, where its value for each sample is not needed."""
@@ -234,7 +253,7 @@ class Engine:
         """Return the next groups that are measured in one pass: so many that their values fit into memory together."""
         batch = next(iter(self._samples))
         site = self._site(self._inputs(batch))
-        waiting = waiting[: _PACK_OF_FEW if self._samples.count <= _FEW_SAMPLES else _PACK]
+        waiting = waiting[:_PACK]
         self._prove(self._inputs(batch), [key for name in waiting for key in groups[name]])
         pack: list[str] = []
         held: dict[int, int] = {}
@@ -260,12 +279,14 @@ class Engine:
             outputs = self._outputs(inputs, [item.key for item in active])
             seen += size
             for item in active:
-                rows = item.meter.update(outputs(item.key), on_device, size)
+                found = outputs(item.key)
+                rows = item.meter.update(found, on_device, size)
                 advance(size / self._samples.count)
-                if item.differences is not None and self._decided(item, rows, number, seen):
+                margins = self._measure.margins(found, on_device) if self._margins is not None else None
+                if item.differences is not None and self._decided(item, rows, margins, number, seen):
                     item.done = True
                     advance(1 - seen / self._samples.count)
-            del outputs
+            del outputs, found
         points = [self._point(item) for item in running]
         for site in self._sites.values():
             if isinstance(site, _Site):
@@ -275,16 +296,23 @@ class Engine:
     def _paired(self) -> Differences | None:
         if self.stop is None:
             return None
+        if self._margins is not None:
+            return SurestLast(self._margins, self._pilot, self.stop.confidence)
         return Differences(self._samples.count, self.stop.confidence, self._spread)
 
-    def _decided(self, item: _Running, rows: NDArray[np.float64], number: int, seen: int) -> bool:
+    def _decided(
+        self, item: _Running, rows: NDArray[np.float64], margins: NDArray[np.float64] | None, number: int, seen: int
+    ) -> bool:
         whole = self._whole_rows[number]
         assert self.stop is not None  # noqa: S101  the caller saw to it
         assert item.differences is not None  # noqa: S101
         if len(rows) != len(whole) or not len(rows):
             item.differences = None
             return False
-        item.differences.add(rows - whole)
+        if isinstance(item.differences, SurestLast):
+            item.differences.add(rows - whole, margins)
+        else:
+            item.differences.add(rows - whole)
         drop = -item.differences.mean if self._measure.higher_is_better else item.differences.mean
         return seen < self._samples.count and self.stop.decided(drop, item.differences.margin, seen)
 

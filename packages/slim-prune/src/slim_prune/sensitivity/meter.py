@@ -55,6 +55,12 @@ class Measure:
     def meter(self) -> Meter:
         return Meter(self)
 
+    def margins(self, outputs: Any, batch: Any) -> NDArray[np.float64] | None:
+        """Return by how much each sample counts 1 (above 0) or 0, ``(N,)``; ``None``: the metric does not tell."""
+        margins = getattr(self.task.metrics().get(self.metric), "margins", None)
+        found = margins(outputs, batch) if margins is not None else None
+        return None if found is None else found.detach().double().cpu().reshape(-1).numpy()
+
 
 class Meter:
     """Adds up a metric over batches."""

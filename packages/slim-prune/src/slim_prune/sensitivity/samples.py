@@ -5,12 +5,14 @@ Not here: what is measured (``meter.py``).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from slim_core.data import batch_size, check_reiterable, map_tensors, take
@@ -72,9 +74,19 @@ class Samples:
         self.shuffled = False
         if kept is not None and (even or seed is not None):
             sizes = even_sizes(self.count, max(self.sizes)) if even else self.sizes
-            cut = _cut_anew(kept, self.sizes, sizes, seed)
+            order = np.arange(self.count) if seed is None else np.random.default_rng(seed).permutation(self.count)
+            cut = _cut_anew(kept, self.sizes, sizes, order)
             if cut is not None:
                 self._kept, self.shuffled, self.sizes = cut, seed is not None, sizes
+
+    def arranged(self, order: NDArray[np.int64]) -> Samples | None:
+        """Return the samples in another order, ``(count,)`` places of now; ``None``: they cannot be taken apart."""
+        cut = _cut_anew(self._kept, self.sizes, self.sizes, order) if self._kept is not None else None
+        if cut is None:
+            return None
+        found = copy.copy(self)
+        found._kept = cut
+        return found
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._kept if self._kept is not None else self._source)
@@ -104,8 +116,8 @@ def even_sizes(count: int, largest: int) -> list[int]:
     return [size + 1] * rest + [size] * (best - rest)
 
 
-def _cut_anew(batches: list[Any], sizes: list[int], wanted: list[int], seed: int | None) -> list[Any] | None:
-    """Return the same samples in batches of other sizes, in random order if there is a seed; ``None``: impossible."""
+def _cut_anew(batches: list[Any], sizes: list[int], wanted: list[int], order: NDArray[np.int64]) -> list[Any] | None:
+    """Return the same samples in another order, in batches of other sizes; ``None``: impossible."""
     first = [(tensor.shape[1:], tensor.dtype) for tensor in tensors_of(batches[0])]
     for batch, size in zip(batches, sizes, strict=True):
         tensors = tensors_of(batch)
@@ -113,8 +125,6 @@ def _cut_anew(batches: list[Any], sizes: list[int], wanted: list[int], seed: int
         if not alike or any(tensor.dim() == 0 or len(tensor) != size for tensor in tensors):
             return None
     columns = [torch.cat(parts) for parts in zip(*(tensors_of(batch) for batch in batches), strict=True)]
-    count = sum(sizes)
-    order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
     places = torch.split(torch.from_numpy(order), wanted)
     return [_with(batches[0], [column[chosen] for column in columns]) for chosen in places]
 

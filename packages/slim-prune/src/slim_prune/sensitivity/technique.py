@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slim_core.technique import StrictConfig
+from slim_prune.schedules.config import Gradual, Iterative
 from slim_prune.technique import StructuredConfig, StructuredPruning
 
 
@@ -30,7 +31,8 @@ class SensitivityConfig(StructuredConfig):
         early_stop: stop a point when its confidence interval decides; ``null``: measure all samples.
         max_drop: no group may lose more than this by itself, in the metric's unit; ``null``: no limit.
         max_pruned: the largest share of its channels that a layer may lose.
-        curves: a file of curves that were measured before; ``null``: measure.
+        curves: a file of curves that were measured before; ``null``: measure. They are those of the whole model, so
+            that a schedule of several cuts cannot use them: it measures before each cut.
         workers: processes that share the measuring.
     """
 
@@ -42,6 +44,20 @@ class SensitivityConfig(StructuredConfig):
     max_pruned: float = Field(0.9, gt=0, le=1)
     curves: str | None = None
     workers: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _of_the_whole_model(self) -> SensitivityConfig:
+        cuts = 1
+        if isinstance(self.schedule, Iterative):
+            cuts = self.schedule.steps
+        elif isinstance(self.schedule, Gradual) and not self.schedule.masked:
+            cuts = self.schedule.steps if self.schedule.at_epochs is None else len(self.schedule.at_epochs)
+        if self.curves is not None and cuts > 1:
+            raise ValueError(
+                f"curves are those of the whole model, and the schedule cuts {cuts} times: after the first cut they "
+                "are another model's; leave out curves, and they are measured before each cut"
+            )
+        return self
 
 
 class SensitivityPruning(StructuredPruning):

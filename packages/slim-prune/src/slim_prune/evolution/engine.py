@@ -5,7 +5,6 @@ Not here: the loop (``driver.py``) and the public function (``search.py``).
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 
 from slim_core.errors import BudgetError
 from slim_core.graph.isolate import unwrap
+from slim_core.training.state import digest
 from slim_prune import allocation as allocations
 from slim_prune.allocation.problem import Problem
 from slim_prune.allocation.uniform import uniform
@@ -32,6 +32,7 @@ from slim_prune.evolution.scoring import Judge, Parts, Scoring, direction, part
 from slim_prune.evolution.searchers import Aging, Annealing, Random, Searcher
 from slim_prune.evolution.space import Point, Space
 from slim_prune.evolution.workers import Executor, Here, Processes
+from slim_prune.importance.passes import collecting
 
 #: Searchers that no journal keeps apart by configuration alone; also their names in results.
 RANDOM = "random"
@@ -82,7 +83,7 @@ def run(problem: Problem, context: Context, config: SearchConfig, judge: Judge |
     )
     identity = identity_of(problem, context, config, parts, seeds, judge)
     with (
-        _collecting(),
+        collecting(),
         Journal(context.folder, identity) as journal,
         executor_of(config, scoring) as executor,
         context.progress.track(f"search ({config.algorithm})", trials + beside) as track,
@@ -173,10 +174,6 @@ def identity_of(
     ranking = hashlib.sha256()
     for choice in problem.choices:
         ranking.update(np.argsort(-context.score(choice.group), kind="stable").astype(np.int64).tobytes())
-    weights = hashlib.sha256()
-    for name, tensor in context.tensors.items():
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return {
         "scored by": _scored_by(context, judge),
         "options": options,
@@ -185,7 +182,7 @@ def identity_of(
         "grids": {choice.name: list(choice.grid.counts) for choice in problem.choices},
         "ratios": {choice.name: choice.ratio for choice in problem.choices if choice.ratio is not None},
         "initial": [list(point) for point in seeds],
-        "model": weights.hexdigest(),
+        "model": digest(context.tensors),
         "importance": ranking.hexdigest(),
         "data": parts.digest(),
     }
@@ -214,18 +211,6 @@ def _parts(context: Context, config: SearchConfig, judge: Judge | None) -> Parts
         training=config.fit_samples if config.fit is not None else 0,
         seed=context.seed,
     )
-
-
-@contextmanager
-def _collecting() -> Iterator[None]:
-    """Let Python collect cycles: planning holds that back, and a search takes long and makes many models."""
-    enabled = gc.isenabled()
-    gc.enable()
-    try:
-        yield
-    finally:
-        if not enabled:
-            gc.disable()
 
 
 def _edits(context: Context, counts: Mapping[str, int]) -> Edits:

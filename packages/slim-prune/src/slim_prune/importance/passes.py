@@ -94,7 +94,7 @@ def batches(context: Context, source: DataSource, reading: Reading, label: str) 
     left = reading.samples
     seen = False
     with (
-        _collecting(),
+        collecting(),
         kept_generators(*generators_of(plain)),
         context.progress.track(f"importance {label}", reading.passes(plain)) as track,
     ):
@@ -119,8 +119,8 @@ def batches(context: Context, source: DataSource, reading: Reading, label: str) 
 
 
 @contextmanager
-def _collecting() -> Iterator[None]:
-    """Let Python's cycle collector run, which a plan holds back: a forward may leave cycles behind, batch by batch."""
+def collecting() -> Iterator[None]:
+    """Let Python's cycle collector run, which a plan holds back: forwards and copies of models may leave cycles."""
     enabled = gc.isenabled()
     gc.enable()
     try:

@@ -7,21 +7,15 @@ which is made again by a new worker.
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import signal
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_file_location
 from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +23,7 @@ import torch
 from slim_core.errors import SlimError
 from slim_prune.edits import Edits
 from slim_prune.errors import PlanError
+from slim_prune.processes import begin, loaded_files, packed
 
 Figures = Mapping[str, float | None]
 Scorer = Callable[[Edits], Figures]
@@ -129,7 +124,7 @@ class Processes:
     """
 
     def __init__(self, scorer: Scorer, *, workers: int, threads: int, timeout: float, retries: int) -> None:
-        self._payload = _packed((scorer, threads))
+        self._payload = packed((scorer, threads))
         self._count, self._timeout, self._retries = workers, timeout, retries
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -241,7 +236,7 @@ class Processes:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, _loaded_files()), name="slim-search")
+        process = self._context.Process(target=_serve, args=(theirs, loaded_files()), name="slim-search")
         process.start()
         theirs.close()
         worker = _Worker(process, ours, time.monotonic())
@@ -265,28 +260,10 @@ def _busy(worker: _Worker) -> bool:
     return worker.key is not None or not worker.ready
 
 
-class _LoadedFiles:
-    """Finds the modules of a project's own files, which stand in no folder that imports look into."""
-
-    def __init__(self, files: Mapping[str, str]) -> None:
-        self._files = files
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return spec_from_file_location(name, self._files[name]) if name in self._files else None
-
-
-def _loaded_files() -> dict[str, str]:
-    """Return the files that were loaded as plugins under names of their own (``--load``), by module name."""
-    modules = {name: module for name, module in sys.modules.items() if name.startswith("slim_project_")}
-    return {name: module.__file__ for name, module in modules.items() if module.__file__}
-
-
 def _serve(pipe: Connection, files: Mapping[str, str]) -> None:
     """The life of a worker."""
     os.setpgid(0, 0)
-    sys.meta_path.append(_LoadedFiles(files))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin(files)
     with suppress(EOFError, OSError):
         pipe.send(("hello",))
         try:
@@ -310,36 +287,6 @@ def _score(scorer: Scorer, key: int, edits: Edits) -> tuple[int, Outcome]:
     key, outcome = here.next()
     fault = outcome.fault if isinstance(outcome.fault, SlimError) else None  # others may not survive the journey
     return key, Outcome(outcome.figures, outcome.seconds, outcome.error, fault=fault)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os.killpg(0, signal.SIGKILL)
-
-
-class _ByValue(ForkingPickler):
-    """Pickles tensors by their values. PyTorch's own way shares memory through one open file per tensor."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor | torch.UntypedStorage | torch.TypedStorage):
-            return value.__reduce_ex__(2)
-        return NotImplemented
-
-
-def _packed(value: Any) -> bytes:
-    """Return ``value`` as bytes for another process of ours."""
-    buffer = io.BytesIO()
-    try:
-        _ByValue(buffer, 4).dump(value)
-    except Exception as error:  # pickling runs the user's code, and says "no" in many ways
-        raise PlanError(
-            f"the model or its data cannot be sent to worker processes: {_said(error)}",
-            where="workers",
-            hint="define classes and functions at the top of a module, or set workers to 0",
-        ) from error
-    return buffer.getvalue()
 
 
 @contextmanager

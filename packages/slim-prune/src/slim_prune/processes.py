@@ -1,0 +1,90 @@
+"""What worker processes of this package share: what is sent to them, and how they begin and end.
+
+A worker is a fresh interpreter (``spawn``). Not here: what is handed out to whom (``evolution/workers.py``).
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from multiprocessing.connection import wait
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import torch
+
+from slim_core.errors import SlimError
+from slim_prune.errors import PlanError
+
+
+def begin(files: Mapping[str, str]) -> None:
+    """Make this process a worker: it finds the project's own modules, ignores Ctrl-C, and ends when its parent does.
+
+    What stands in its process group ends with it where it leads one.
+
+    Args:
+        files: what :func:`loaded_files` returned in the parent.
+    """
+    sys.meta_path.append(_LoadedFiles(files))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+class _ByValue(ForkingPickler):
+    """Pickles tensors by their values. PyTorch's own way shares memory through one open file per tensor."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor | torch.UntypedStorage | torch.TypedStorage):
+            return value.__reduce_ex__(2)
+        return NotImplemented
+
+
+def packed(value: Any) -> bytes:
+    """Return ``value`` as bytes for a worker, tensors by their values.
+
+    Raises:
+        PlanError: it cannot be sent to another process.
+    """
+    buffer = io.BytesIO()
+    try:
+        _ByValue(buffer, 4).dump(value)
+    except Exception as error:  # pickling runs the user's code, and says "no" in many ways
+        said = error.what if isinstance(error, SlimError) else f"{type(error).__name__}: {error}"
+        raise PlanError(
+            f"the model or its data cannot be sent to worker processes: {said}",
+            where="workers",
+            hint="define classes and functions at the top of a module, or set workers to 0",
+        ) from error
+    return buffer.getvalue()
+
+
+class _LoadedFiles:
+    """Finds the modules of a project's own files, which stand in no folder that imports look into."""
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self._files = files
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return spec_from_file_location(name, self._files[name]) if name in self._files else None
+
+
+def loaded_files() -> dict[str, str]:
+    """Return the files that were loaded as plugins under names of their own (``--load``), by module name."""
+    modules = {name: module for name, module in sys.modules.items() if name.startswith("slim_project_")}
+    return {name: module.__file__ for name, module in modules.items() if module.__file__}
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        if os.getpgid(0) == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)

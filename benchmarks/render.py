@@ -361,6 +361,29 @@ def pruning_accuracy(data: dict[str, Any]) -> str:
     return table(head, rows) + note
 
 
+def sensitivity_speed(data: dict[str, Any]) -> str:
+    rows = []
+    for row in data["rows"]:
+        for way, label in (("exact", "all samples"), ("early_stop", "early stopping")):
+            used = row["samples_used"] if way == "early_stop" else 1.0
+            rows.append((
+                row["case"], row["points"], f"{row['samples']:,}", label, f"{used:.0%}",
+                f"{row['processor_seconds']['plain']:.0f}", f"{row['processor_seconds'][way]:.0f}",
+                f"{row['speedup_by_processor_time'][way]:.2f}", f"{row['speedup'][way]:.2f}",
+                f"{100 * row['largest_difference'][way]:.2f}",
+            ))  # fmt: skip
+    head = ("case", "points", "samples", "way", "samples used", "plain, CPU s", "ours, CPU s", "times faster (CPU)",
+            "times faster (clock)", "largest difference, points")  # fmt: skip
+    versions = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
+    load = data["device"]["load"]
+    busy = "" if load is None else f", {load:.1f} processes running when it ended"
+    note = (
+        f"\n\nOne thread for each case, {data['jobs']} cases side by side; {data['device']['cpu']}, "
+        f"{data['device']['usable']} cores{busy}; {versions}."
+    )
+    return table(head, rows) + note
+
+
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "analysis_scale": analysis_scale,
     "dependency_weight": dependency_weight,
@@ -374,6 +397,7 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "latency_prediction_openvino": latency_prediction,
     "noise_protocol": noise_protocol,
     "runtime_settings": runtime_settings,
+    "sensitivity_speed": sensitivity_speed,
     "sparsity_runtimes": sparsity_runtimes,
     "training_speed": training_speed,
     "zoo_costs": zoo_costs,

@@ -46,8 +46,12 @@ class _ByValue(ForkingPickler):
         return NotImplemented
 
 
-def packed(value: Any) -> bytes:
+def packed(value: Any, *, instead: str = "set workers to 0") -> bytes:
     """Return ``value`` as bytes for a worker, tensors by their values.
+
+    Args:
+        value: what is sent.
+        instead: what a user can do about a value that cannot be sent, for the error.
 
     Raises:
         PlanError: it cannot be sent to another process.
@@ -60,7 +64,7 @@ def packed(value: Any) -> bytes:
         raise PlanError(
             f"the model or its data cannot be sent to worker processes: {said}",
             where="workers",
-            hint="define classes and functions at the top of a module, or set workers to 0",
+            hint=f"define classes and functions at the top of a module, or {instead}",
         ) from error
     return buffer.getvalue()
 

@@ -115,7 +115,7 @@ def test_tensors_travel_by_value_with_ties_types_and_strides() -> None:
         "sum": 15.0, "tied": 1.0, "trains": 1.0, "half": 3.0, "flag": 1.0, "turned": 5.0, "shared": 0.0
     }  # fmt: skip
     assert not scorer.weight.is_shared(), "the caller's own tensors stay where they are"
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_scoring_here_uses_the_asked_threads_and_gives_them_back() -> None:

@@ -187,3 +187,12 @@ def test_curves_of_another_model_or_without_a_group_are_refused() -> None:
     wrong = curves(*(curve(c.name, c.group.units + 2, (2, 0.5)) for c in asked.choices))
     with pytest.raises(PlanError, match="another model"):
         wrong.choose(problem=asked)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("value", float("nan")), ("margin", float("inf")), ("samples", -3), ("samples", 2.5)]
+)
+def test_points_from_a_file_are_measurements(key: str, value: float) -> None:
+    row = {**Point("a", 4, 0.5, 10).to_json(), key: value}
+    with pytest.raises(ValueError, match="is no"):
+        Point.from_json(row)

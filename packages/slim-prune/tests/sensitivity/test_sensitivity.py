@@ -13,6 +13,7 @@ import pytest
 import sensitivity_hand as hand
 import sensitivity_killed as killed
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import slim_prune
 from slim_core.errors import DataError, PatternError, SlimError
@@ -102,6 +103,16 @@ def test_a_model_that_cannot_be_sent_to_workers_is_one_clear_error() -> None:
     with pytest.raises(PlanError, match="cannot be sent") as error:
         slim_prune.sensitivity(model, inputs, task, data, workers=2, round_to=4, points=1)
     assert "--shard" in str(error.value)
+
+
+def test_workers_that_read_other_samples_than_their_parent_are_found_out() -> None:
+    model, inputs, task, data = killed.subject()
+    pictures = torch.cat([batch[0] for batch in data])
+    targets = torch.cat([batch[1] for batch in data])
+    shuffled = DataLoader(TensorDataset(pictures, targets), 32, shuffle=True)
+    with pytest.raises(PlanError, match="read other samples than its parent") as error:
+        slim_prune.sensitivity(model, inputs, task, shuffled, workers=2, round_to=4, points=1, samples=32)
+    assert "shuffle=False" in str(error.value)
 
 
 def test_a_folder_of_other_weights_data_or_metric_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Here: the values, reading and writing them, merging, the monotone envelope, and 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,7 +44,7 @@ class Base:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Base:
-        return cls(float(data["value"]), int(data["samples"]))
+        return cls(_finite(data["value"]), _samples(data["samples"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,21 @@ class Point:
         kept = data["kept"]
         if type(kept) is not int or kept < 1:
             raise ValueError(f"{kept!r} is no number of kept units")
-        value, margin = float(data["value"]), float(data["margin"])
-        return cls(str(data["group"]), kept, value, int(data["samples"]), margin, str(data["method"]))
+        value, margin = _finite(data["value"]), _finite(data["margin"])
+        return cls(str(data["group"]), kept, value, _samples(data["samples"]), margin, str(data["method"]))
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is no measurement")
+    return number
+
+
+def _samples(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is no number of samples")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,11 @@ to it once. One that dies is started again, and goes on where it stopped. Worker
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +20,7 @@ import torch
 from slim_core.errors import SlimError
 from slim_core.progress import Progress, Track
 from slim_prune.errors import PlanError
+from slim_prune.processes import begin, loaded_files, packed
 from slim_prune.sensitivity.curves import Base, Point
 from slim_prune.sensitivity.samples import Samples
 from slim_prune.sensitivity.shards import Shard, share_of
@@ -126,10 +123,10 @@ def _oversee(errands: Sequence[Errand], track: Track) -> list[str]:
 
 
 def _start(errand: Errand, tries: int = 1) -> _Worker:
-    payload = _packed(errand)
+    payload = packed(errand, instead="start several processes with --shard")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), name="slim-sensitivity")
+    process = context.Process(target=_serve, args=(theirs, loaded_files()), name="slim-sensitivity")
     process.start()
     theirs.close()
     with suppress(OSError):  # it died: reading finds out
@@ -155,26 +152,6 @@ def _end(worker: _Worker) -> None:
     worker.process.join()
 
 
-def _packed(errand: Errand) -> bytes:
-    try:
-        return bytes(_ByValue.dumps(errand))
-    except Exception as error:  # pickling runs the user's code, and says "no" in many ways
-        raise PlanError(
-            f"the model or its data cannot be sent to worker processes: {type(error).__name__}: {error}",
-            where="workers",
-            hint="define classes and functions at the top of a module, or start several processes with --shard",
-        ) from error
-
-
-class _ByValue(ForkingPickler):
-    """Sends tensors by their values. PyTorch's own way shares memory through one open file per tensor."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor | torch.UntypedStorage | torch.TypedStorage):
-            return value.__reduce_ex__(2)
-        return NotImplemented
-
-
 class _Telling:
     """Tells the parent how far one is."""
 
@@ -185,10 +162,9 @@ class _Telling:
         self._pipe.send(("advance", amount))
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, files: Mapping[str, str]) -> None:
     """The life of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin(files)
     with suppress(EOFError, OSError):
         try:
             errand: Errand = pipe.recv()
@@ -204,6 +180,13 @@ def _serve(pipe: Connection) -> None:
 
 def _measure(errand: Errand, advance: _Telling) -> list[str]:
     data = errand.job.read()
+    if data.identity != errand.identity["data"]:
+        raise PlanError(
+            "a worker process read other samples than its parent, or the same ones in another order",
+            where="workers",
+            hint="give data that come the same way each time (shuffle=False, no random augmentation), or set workers "
+            "to 1",
+        )
     with Store(errand.folder, errand.identity, errand.part, errand.worker) as store:
         engine = errand.job.engine(data)
         engine.remember(errand.base)
@@ -211,10 +194,3 @@ def _measure(errand: Errand, advance: _Telling) -> list[str]:
         for points in engine.measure(missing, advance):
             store.add(points)
     return engine.notes
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)  # this is a thread: the process ends at once

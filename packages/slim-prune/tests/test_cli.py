@@ -286,6 +286,8 @@ def test_a_criterion_that_looks_at_data_says_that_it_has_none(project) -> None:
         ([*MODEL, "--budget", "macs=0.5", "--min-channels", "few"], "takes a count"),
         ([*MODEL, "--budget", "macs=0.5", "--min-channels", "stages=few"], "is not a number"),
         ([*MODEL, "--ratio", "stages=half"], "not a number"),
+        ([*MODEL, "--budget", "macs=0.5", "--budget", "macs=0.6"], "--budget gives 'macs' two values: 0.5 and 0.6"),
+        ([*MODEL, "--ratio", "stages.*=0.5", "--ratio", "stages.*=0.6"], "--ratio gives 'stages.*' two values"),
         (["prune", "plan", "--budget", "macs=0.5"], "say what is pruned"),
         ([*MODEL, "--checkpoint", "x.safetensors", "--budget", "macs=0.5"], "one of the two"),
         (["prune", "plan", "--checkpoint", "/nowhere/x.safetensors", "--budget", "macs=0.5"], "/nowhere/x.safetensors"),
@@ -310,6 +312,14 @@ def test_bad_input_is_one_clear_error(arguments, message) -> None:
     assert status == 2
     assert message in " ".join(err.split())
     assert out == ""
+
+
+@pytest.mark.parametrize("written", ["", "{", "[]", "{}", "\x00\x01"])
+def test_a_file_that_is_no_plan_says_how_to_write_one(tmp_path, written) -> None:
+    (tmp_path / "plan.json").write_text(written)
+    status, _, err = slim("prune", "show", str(tmp_path / "plan.json"))
+    assert status == 2
+    assert "writes a plan anew" in " ".join(err.split())
 
 
 def _registry(project):

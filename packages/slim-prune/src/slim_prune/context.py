@@ -88,5 +88,5 @@ class Context:
             raise PlanError(
                 f"{by} needs {' and '.join(missing)}, and the plan was made without",
                 where=type(self.model).__name__,
-                hint=f"pass {given} to slim_prune.plan; a recipe's workload and `slim prune --data NAME` bring them",
+                hint=f"pass {given} to slim_prune.plan; a recipe's workload and the option --data NAME bring them",
             )

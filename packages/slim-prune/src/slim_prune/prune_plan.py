@@ -28,7 +28,7 @@ from slim_prune.errors import PlanError
 from slim_prune.masking import masked, masked_copy
 from slim_prune.record import check_edits, to_transform
 from slim_prune.rollback import Rollback
-from slim_prune.schema import FORMAT, MAX_BYTES, VERSION, PlanData, read, upgraded
+from slim_prune.schema import FORMAT, MAX_BYTES, NO_PLAN, VERSION, PlanData, read, upgraded
 from slim_prune.signature import check_description, check_forward
 from slim_prune.surgery import Ema, copy_and_operate, operate
 
@@ -426,10 +426,16 @@ class PrunePlan:
             if len(raw) > MAX_BYTES:
                 raise ValueError(f"it is larger than {MAX_BYTES >> 20} MB")
             data = json.loads(raw.decode("utf-8"))
-        except (OSError, ValueError) as error:
-            raise PlanError(f"the plan cannot be read: {error}", where=str(path)) from None
+        except OSError as error:
+            raise PlanError(
+                f"the plan cannot be read: {error.strerror or error}",
+                where=str(path),
+                hint="`slim prune plan … -o FILE` and PrunePlan.save write plans",
+            ) from None
+        except ValueError as error:
+            raise PlanError(f"the plan cannot be read: {error}", where=str(path), hint=NO_PLAN) from None
         except RecursionError:
-            raise PlanError("the plan cannot be read: it is nested too deeply", where=str(path)) from None
+            raise PlanError("the plan cannot be read: it is nested too deeply", where=str(path), hint=NO_PLAN) from None
         return cls.from_json(data, where=str(path))
 
     def _check_before(self, model: nn.Module) -> None:

@@ -15,6 +15,8 @@ VERSION = 2
 
 #: A plan with a hundred million kept indices is larger than any model needs, and costs gigabytes to read.
 MAX_BYTES = 128 << 20
+#: What to do about a file that is none.
+NO_PLAN = "it was cut short or is another kind of file; `slim prune plan … -o FILE` writes a plan anew"
 
 #: Indices are int32 in a checkpoint, so that no dimension that is cut is larger.
 Index = Annotated[int, Field(ge=0, lt=2**31)]
@@ -88,7 +90,9 @@ def upgraded(data: Any, where: str | None = None) -> Any:
     """
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise PlanError(
-            "this is not a pruning plan that can be read: the key 'format' is missing or another", where=where
+            "this is not a pruning plan that can be read: the key 'format' is missing or another",
+            where=where,
+            hint=NO_PLAN if where is not None else None,
         )
     version = data.get("version")
     if type(version) is not int or version < 1:
@@ -119,4 +123,8 @@ def read(model: type[M], data: Any, where: str | None = None) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise PlanError(f"this is not a pruning plan that can be read: {key}: {first['msg']}", where=where) from None
+        raise PlanError(
+            f"this is not a pruning plan that can be read: {key}: {first['msg']}",
+            where=where,
+            hint=NO_PLAN if where is not None else None,
+        ) from None

@@ -21,7 +21,7 @@ from slim_prune.allocation.resizing import Resizer
 @given(network=networks(), data=st.data())
 def test_it_equals_the_cores_for_any_units(network: Network, data: st.DataObject) -> None:
     coupling = analyse(network.module, network.example_inputs)
-    resizer = Resizer(coupling)
+    resizer = Resizer(coupling, few=1)
     for _ in range(3):
         kept = data.draw(kept_plans(coupling))
         expected = resize_graph(coupling, kept)
@@ -35,7 +35,7 @@ def test_groups_that_are_not_named_stay_whole() -> None:
 
     workload = tiny_workload()
     coupling = analyse(workload.model, workload.example_inputs)
-    resizer = Resizer(coupling)
+    resizer = Resizer(coupling, few=0)
     assert resizer.graph({}) is coupling.graph
     assert resizer.graph({"hidden": 5}).values == resize_graph(coupling, {"hidden": np.arange(5)}).values
     assert resizer.graph({group.name: group.units for group in coupling.groups}) is coupling.graph

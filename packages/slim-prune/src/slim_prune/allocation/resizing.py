@@ -12,21 +12,28 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from slim_core.graph import resize_graph
 from slim_core.graph.resize import regrouped
 from slim_core.graph.types import Coupling, Graph, Node, Value
 
+_FEW = 2  # counting costs as much as some three choices
+
 
 class Resizer:
-    """Resizes one graph again and again.
+    """Resizes one graph again and again. The first choices are resized by the core; most plans ask for no more.
 
     Args:
         coupling: the analysis whose graph is resized.
+        few: how many choices the core resizes before counting pays.
     """
 
-    def __init__(self, coupling: Coupling) -> None:
+    def __init__(self, coupling: Coupling, *, few: int = _FEW) -> None:
+        self._coupling = coupling
         self._graph = coupling.graph
+        self._few = few
         self._values: dict[tuple[int, tuple[int, ...]], Value] = {}
-        self._losses, self._uses = _losses(coupling)
+        self._losses: dict[str, list[tuple[int, list[int]]]] = {}
+        self._uses: dict[int, list[tuple[int, int]]] = {}
         self._convolutions = [
             node.index for node in coupling.graph.nodes if node.args.get("groups", 1) != 1 and "conv" in node.op
         ]
@@ -36,6 +43,11 @@ class Resizer:
 
         It equals ``resize_graph`` with any so many units kept. Groups that are not named stay whole.
         """
+        if self._few > 0:
+            self._few -= 1
+            return resize_graph(self._coupling, {name: np.arange(count) for name, count in counts.items()})
+        if not self._uses:
+            self._losses, self._uses = _losses(self._coupling)
         lost: dict[int, int] = {}
         for name, count in counts.items():
             for number, losses in self._losses[name]:

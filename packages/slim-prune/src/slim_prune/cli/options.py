@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slim_core.registry import Registry
     from slim_core.workload import Workload
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -73,8 +74,8 @@ class PlanRequest:
             SlimError: an option cannot be read.
         """
         return {
-            "budget": dict(pair(item, "--budget", "macs=0.5") for item in self.budget) or None,
-            "ratios": dict(_number(item, "--ratio", float, "layer1.*=0.75") for item in self.ratio),
+            "budget": once((pair(item, "--budget", "macs=0.5") for item in self.budget), "--budget") or None,
+            "ratios": once((_number(item, "--ratio", float, "layer1.*=0.75") for item in self.ratio), "--ratio"),
             "importance": named(self.importance, "--importance"),
             "allocation": named(self.allocation, "--allocation"),
             "include": self.include,
@@ -155,6 +156,22 @@ def pair(item: str, option: str, example: str) -> tuple[str, str]:
     if not sign or not name or not value:
         raise SlimError(f"{option} takes NAME=VALUE, not '{item}'", hint=f"for example {option} {example}")
     return name, value
+
+
+def once(pairs: Iterable[tuple[str, T]], option: str) -> dict[str, T]:
+    """Return pairs as a mapping.
+
+    Raises:
+        SlimError: a name stands there twice; which value is meant cannot be known.
+    """
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise SlimError(
+                f"{option} gives '{name}' two values: {found[name]} and {value}", hint="give each name one value"
+            )
+        found[name] = value
+    return found
 
 
 def named(text: str, option: str) -> str | dict[str, Any]:
@@ -240,5 +257,6 @@ def _floors(items: tuple[str, ...]) -> int | dict[str, int]:
         raise SlimError(
             f"--min-channels takes a count, not '{plain[0]}'", hint="--min-channels 16 or --min-channels 'layer1.*=16'"
         ) from None
-    by_glob = dict(_number(item, "--min-channels", int, "layer1.*=16") for item in items if "=" in item)
+    option = "--min-channels"
+    by_glob = once((_number(item, option, int, "layer1.*=16") for item in items if "=" in item), option)
     return {**by_glob, "*": everywhere} if by_glob else everywhere

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slim_core.errors import SlimError
-from slim_prune.cli.options import WorkloadRequest, named, pair, refuse_existing, workload_options
+from slim_prune.cli.options import WorkloadRequest, named, once, pair, refuse_existing, workload_options
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -102,7 +102,7 @@ def sparsify_command(
 
         chosen = resolve(_scheme(scheme, block, permute))
         bounds = None if budget is None else dict([pair(budget, "--budget", "nonzero=0.2")])
-        ratios = dict(_ratio(item) for item in ratio)
+        ratios = once((_ratio(item) for item in ratio), "--ratio")
         check_figures(chosen, sparsity, bounds, threshold, ratios)
         needs = None if importance == "magnitude" else f"the importance '{importance}'"
         workload = request.workload(app.registry, needs_data=needs)

@@ -1,22 +1,27 @@
 """What the way of measuring decides: one pass against interleaved rounds, spinning threads, and the graph level.
 
 * ``protocols``: the same models are measured several times, each model alone (one pass) and all in interleaved rounds,
-  with the same number of samples. A good protocol gives the same answer each time.
+  with the same number of samples, first on the machine as it is and then while other processes compute in bursts of
+  random length. A good protocol gives the same answer each time.
 * ``spinning``: how much processor time the worker threads of an onnxruntime session take after a run, from whatever
   is timed next.
 * ``graph_level``: latency by onnxruntime's graph level.
 
-Writes ``noise_protocol.json`` and ``runtime_settings.json`` under ``benchmarks/results``. It takes about two minutes.
+Writes ``noise_protocol.json`` and ``runtime_settings.json`` under ``benchmarks/results``. It takes about four minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
+import os
+import random
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +41,8 @@ RESULTS = Path(__file__).parent / "results"
 WIDTHS = (0.5, 0.5625, 0.625, 0.6875, 0.75, 0.8125)
 #: how long spinning threads are watched
 IDLE_S = 0.1
+#: bounds of a burst of disturbance and of the pause after it
+BURST_S = (0.2, 4.0)
 PICTURE = (torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)),)
 
 Times = dict[str, list[float]]
@@ -45,6 +52,31 @@ def exported(model: torch.nn.Module, folder: Path, name: str) -> Path:
     path = folder / f"{name}.onnx"
     to_onnx(model.eval(), PICTURE, path, check=False)
     return path
+
+
+def burn(seed: int) -> None:
+    """Compute and rest in turns, for random times, until the parent is gone."""
+    draw, parent = random.Random(seed), os.getppid()
+    while os.getppid() == parent:
+        until = time.monotonic() + draw.uniform(*BURST_S)
+        while time.monotonic() < until:
+            sum(range(10_000))
+        time.sleep(draw.uniform(*BURST_S))
+
+
+@contextmanager
+def disturbed(processes: int) -> Iterator[None]:
+    """Keep ``processes`` others busy half of the time."""
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=burn, args=(seed,), daemon=True) for seed in range(processes)]
+    for other in others:
+        other.start()
+    try:
+        yield
+    finally:
+        for other in others:
+            other.terminate()
+            other.join()
 
 
 def protocols(folder: Path, repeats: int, rounds: int) -> dict[str, Any]:
@@ -155,7 +187,11 @@ def main() -> None:
     machine = {"device": this_device().to_json(), "versions": versions(("torch", "numpy", "onnxruntime"))}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found = protocols(folder, chosen.repeats, chosen.rounds)
+        quiet = protocols(folder, chosen.repeats, chosen.rounds)
+        cores = os.cpu_count() or 1
+        with disturbed(cores):
+            loud = protocols(folder, chosen.repeats, chosen.rounds)
+        found = {"disturbing_processes": cores, "burst_s": list(BURST_S), "quiet": quiet, "disturbed": loud}
         write_json(chosen.output / "noise_protocol.json", {**machine, **found})
         settings = {"spinning": spinning(folder, chosen.rounds), "graph_level": graph_levels(folder, chosen.rounds)}
         write_json(chosen.output / "runtime_settings.json", {**machine, **settings})

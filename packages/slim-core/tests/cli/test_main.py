@@ -301,6 +301,7 @@ def test_a_real_ctrl_c_ends_a_command_with_130_and_one_line(tmp_path: Path) -> N
     process = subprocess.Popen(
         [sys.executable, "-m", "slim_core", "--load", str(project), "wait"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "SLIM_PLUGINS": ""},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )  # fmt: skip
     try:
         assert process.stdout is not None

@@ -159,6 +159,7 @@ def test_ctrl_c_exits_with_130_and_the_command_that_resumes(file, recipe, tmp_pa
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     try:
         deadline = time.monotonic() + 120

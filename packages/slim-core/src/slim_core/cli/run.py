@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from pathlib import Path
 
 import click
 
 from slim_core.cli.app import App
+from slim_core.cli.resuming import this_command
 from slim_core.errors import Interrupted
 
 
@@ -39,7 +38,7 @@ def run(app: App, recipe: str, out: Path | None, overrides: tuple[str, ...], ove
             loaded, folder, registry=app.registry, progress=app.output.progress, overwrite=overwrite
         )
     except Interrupted as error:
-        raise Interrupted(error.what, hint=f"to resume: {_this_command()}") from None
+        raise Interrupted(error.what, hint=f"to resume: {this_command()}") from None
     app.output.emit(
         {"out": str(folder), "reused": reused, "report": report.to_json()},
         lambda: render_terminal(report, folder=str(folder)),
@@ -63,9 +62,3 @@ def report(app: App, folder: Path) -> None:
         lambda: render_terminal(found, folder=str(where)),
         lambda: f"{where}: {headline(found)}",
     )
-
-
-def _this_command() -> str:
-    """Return the command line that started this process, without ``--overwrite``: that would begin anew."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
-    return shlex.join(["slim", *arguments])

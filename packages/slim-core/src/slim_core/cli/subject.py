@@ -49,7 +49,7 @@ def subject(registry: Registry, name: str, kwargs: dict[str, Any], shapes: tuple
 
 
 def built(builder: Callable[..., Any], name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Build a registered model.
+    """Build a registered model; random weights are the same in every process, so that what was begun can resume.
 
     Raises:
         ModelError: it takes no such argument, or cannot be built; says the user's line.
@@ -57,7 +57,7 @@ def built(builder: Callable[..., Any], name: str, kwargs: dict[str, Any]) -> nn.
     from torch import nn
 
     from slim_core.recipe.arguments import accepted
-    from slim_core.recipe.build import user_line
+    from slim_core.recipe.build import seeded, user_line
 
     known = accepted(builder)
     for key in kwargs:
@@ -67,7 +67,8 @@ def built(builder: Callable[..., Any], name: str, kwargs: dict[str, Any]) -> nn.
                 f"model '{name}' takes no argument '{key}'", where="--kwargs", hint="; ".join(filter(None, hints))
             )
     try:
-        model = builder(**kwargs)
+        with seeded(0):
+            model = builder(**kwargs)
     except SlimError as error:
         error.where = error.where or f"model '{name}', built with --kwargs {json.dumps(kwargs)}"
         error.hint = error.hint or "change --kwargs"

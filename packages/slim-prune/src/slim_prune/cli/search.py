@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
+from slim_core.cli.resuming import resumable
 from slim_core.errors import SlimError
 from slim_prune.cli.options import (
     PlanRequest,
@@ -100,19 +102,20 @@ def search_command(
     workload = request.workload(app.registry, needs_data="a search")
     from slim_prune.evolution.search import search
 
-    result = search(
-        workload.model,
-        workload.example_inputs,
-        **arguments,
-        task=workload.task,
-        train=workload.train,
-        val=workload.val,
-        folder=folder,
-        seed=seed,
-        progress=app.output.progress,
-        registry=app.registry,
-        **config,
-    )
+    with resumable(f"the scored candidates are in {folder}") if folder is not None else nullcontext():
+        result = search(
+            workload.model,
+            workload.example_inputs,
+            **arguments,
+            task=workload.task,
+            train=workload.train,
+            val=workload.val,
+            folder=folder,
+            seed=seed,
+            progress=app.output.progress,
+            registry=app.registry,
+            **config,
+        )
     if result.resumed:
         app.output.note(f"{result.resumed} candidates had been scored before and were taken from the journal")
     if output is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from slim_core.cli.resuming import resumable
 from slim_core.errors import SlimError
 from slim_core.files import require_folder
 from slim_prune.cli.options import WorkloadRequest, named, workload_options
@@ -99,28 +101,29 @@ def sensitivity_command(
         from slim_prune.sensitivity.analysis import sensitivity
 
         place = _place(folder, output, fresh)
-        curves = sensitivity(
-            workload.model,
-            workload.example_inputs,
-            workload.task,  # type: ignore[arg-type]  # there is data, so there is a task
-            workload.val,  # type: ignore[arg-type]
-            metric=metric,
-            importance=criterion,
-            include=include,
-            exclude=exclude,
-            points=points,
-            counts=asked or None,
-            round_to=round_to,
-            samples=samples,
-            early_stop=early_stop,
-            folder=place,
-            shard=shard,
-            workers=workers,
-            train=workload.train,
-            seed=seed,
-            progress=app.output.progress,
-            registry=app.registry,
-        )
+        with resumable(f"the measured points are in {place}") if place is not None else nullcontext():
+            curves = sensitivity(
+                workload.model,
+                workload.example_inputs,
+                workload.task,  # type: ignore[arg-type]  # there is data, so there is a task
+                workload.val,  # type: ignore[arg-type]
+                metric=metric,
+                importance=criterion,
+                include=include,
+                exclude=exclude,
+                points=points,
+                counts=asked or None,
+                round_to=round_to,
+                samples=samples,
+                early_stop=early_stop,
+                folder=place,
+                shard=shard,
+                workers=workers,
+                train=workload.train,
+                seed=seed,
+                progress=app.output.progress,
+                registry=app.registry,
+            )
     if output is not None:
         curves.save(output)
         app.output.note(f"curves written to {output}")

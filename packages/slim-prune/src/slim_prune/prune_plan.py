@@ -5,7 +5,6 @@ Not here: how a plan is made (``planning.py``), the surgery itself (``surgery.py
 
 from __future__ import annotations
 
-import json
 import os
 import weakref
 from collections.abc import Mapping
@@ -17,12 +16,12 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from slim_core import files
 from slim_core.budget import parse_budget
 from slim_core.errors import BudgetError
 from slim_core.graph.isolate import unwrap
 from slim_core.workload import Transform
 from slim_prune.allocation.problem import figure
+from slim_prune.documents import load_json, save_json
 from slim_prune.edits import Edits, Indices, check_indices, decode, encode, state_of
 from slim_prune.errors import PlanError
 from slim_prune.masking import masked, masked_copy
@@ -407,11 +406,7 @@ class PrunePlan:
         Raises:
             PlanError: the folder of ``path`` is not there, or the file cannot be written.
         """
-        files.require_folder(path, PlanError)
-        try:
-            files.write_json(path, self.to_json())
-        except OSError as error:
-            raise PlanError(f"the plan cannot be written: {error.strerror or error}", where=str(path)) from error
+        save_json(path, self.to_json(), "the plan")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PrunePlan:
@@ -420,22 +415,13 @@ class PrunePlan:
         Raises:
             PlanError: the file is not there, too large, not JSON, or not a valid plan.
         """
-        try:
-            with open(path, "rb") as file:
-                raw = file.read(MAX_BYTES + 1)
-            if len(raw) > MAX_BYTES:
-                raise ValueError(f"it is larger than {MAX_BYTES >> 20} MB")
-            data = json.loads(raw.decode("utf-8"))
-        except OSError as error:
-            raise PlanError(
-                f"the plan cannot be read: {error.strerror or error}",
-                where=str(path),
-                hint="`slim prune plan … -o FILE` and PrunePlan.save write plans",
-            ) from None
-        except ValueError as error:
-            raise PlanError(f"the plan cannot be read: {error}", where=str(path), hint=NO_PLAN) from None
-        except RecursionError:
-            raise PlanError("the plan cannot be read: it is nested too deeply", where=str(path), hint=NO_PLAN) from None
+        data = load_json(
+            path,
+            "the plan",
+            most=MAX_BYTES,
+            missing="`slim prune plan … -o FILE` and PrunePlan.save write plans",
+            hint=NO_PLAN,
+        )
         return cls.from_json(data, where=str(path))
 
     def _check_before(self, model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slim_core import files
+from slim_prune.documents import save_json
 from slim_prune.errors import PlanError
 from slim_prune.evolution.searchers import WORST, Score
 
@@ -160,8 +160,12 @@ class SearchResult:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write every trial to ``path`` as JSON."""
-        files.write_json(path, self.to_json())
+        """Write every trial to ``path`` as JSON; a kill leaves the old file or the new one.
+
+        Raises:
+            PlanError: the folder of ``path`` is not there, or the file cannot be written.
+        """
+        save_json(path, self.to_json(), "the search's result")
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:

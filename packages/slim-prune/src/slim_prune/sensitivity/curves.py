@@ -6,7 +6,6 @@ Here: the values, reading and writing them, merging, the monotone envelope, and 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from slim_core import files
+from slim_prune.documents import load_json, save_json
 from slim_prune.errors import PlanError
 from slim_prune.sensitivity.envelope import Envelope
 
@@ -327,11 +327,7 @@ class Curves:
         Raises:
             PlanError: the folder of ``path`` is not there, or the file cannot be written.
         """
-        files.require_folder(path, PlanError)
-        try:
-            files.write_json(path, self.to_json())
-        except OSError as error:
-            raise PlanError(f"the curves cannot be written: {error.strerror or error}", where=str(path)) from error
+        save_json(path, self.to_json(), "the curves")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Curves:
@@ -340,14 +336,13 @@ class Curves:
         Raises:
             PlanError: the file is not there, too large, not JSON, or holds no curves.
         """
-        try:
-            with open(path, "rb") as file:
-                raw = file.read(MAX_BYTES + 1)
-            if len(raw) > MAX_BYTES:
-                raise ValueError(f"it is larger than {MAX_BYTES >> 20} MB")
-            data = json.loads(raw.decode("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise PlanError(f"the curves cannot be read: {error}", where=str(path)) from None
+        data = load_json(
+            path,
+            "the curves",
+            most=MAX_BYTES,
+            missing="`slim prune sensitivity … -o FILE` and Curves.save write curves",
+            hint="it was cut short or is another kind of file; `slim prune sensitivity … -o FILE` writes curves anew",
+        )
         return cls.from_json(data, where=str(path))
 
     def with_points(self, points: Sequence[Point]) -> Curves:

@@ -115,6 +115,16 @@ def test_workers_that_read_other_samples_than_their_parent_are_found_out() -> No
     assert "shuffle=False" in str(error.value)
 
 
+def test_curves_of_other_weights_decide_nothing(whole: Curves) -> None:
+    model, inputs, _, _ = killed.subject()
+    options = {"budget": {"macs": 0.5}, "round_to": 1, "allocation": {"name": "sensitivity", "curves": whole}}
+    slim_prune.plan(model, inputs, **options)
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    with pytest.raises(PlanError, match="measured on another model"):
+        slim_prune.plan(model, inputs, **options)
+
+
 def test_a_folder_of_other_weights_data_or_metric_is_refused(tmp_path: Path) -> None:
     model, inputs, task, data = killed.subject()
     options = {"folder": tmp_path, "include": "stem", "points": 1, "metric": "loss"}

@@ -14,7 +14,8 @@ from typing import Any
 from slim_prune.allocation.problem import Problem
 from slim_prune.allocation.values import capped
 from slim_prune.context import Context
-from slim_prune.sensitivity.analysis import MEMORY, curves_of
+from slim_prune.errors import PlanError
+from slim_prune.sensitivity.analysis import MEMORY, curves_of, model_identity
 from slim_prune.sensitivity.choose import by_budget, by_drop
 from slim_prune.sensitivity.curves import Curves
 from slim_prune.sensitivity.stopping import EarlyStop
@@ -74,6 +75,12 @@ def sensitivity(
         )
     else:
         found = curves if isinstance(curves, Curves) else Curves.load(curves)
+        if found.identity.get("model") != model_identity(context.model):
+            raise PlanError(
+                "the curves were measured on another model, or on this one with other weights",
+                where="curves" if isinstance(curves, Curves) else os.fspath(curves),
+                hint="measure the model that is pruned: slim_prune.sensitivity, or `slim prune sensitivity`",
+            )
     for note in found.notes:
         context.note(note)
     context.details["curves"] = [*context.details.get("curves", []), *found.charts()]

@@ -22,6 +22,7 @@ from slim_core.graph.isolate import unwrap, walk
 from slim_core.graph.rules.base import Rule, refs_of
 from slim_core.graph.types import ChannelGroup, Coupling
 from slim_core.progress import Progress, SilentProgress
+from slim_core.training.state import digest
 from slim_core.workload import DataSource, Inputs, Task
 from slim_prune import importance as importances
 from slim_prune.allocation.grid import Grid, channels_per_unit, grid
@@ -34,7 +35,7 @@ from slim_prune.selection import by_pattern, check_patterns, select
 from slim_prune.sensitivity.curves import Base, Curve, Curves, Point
 from slim_prune.sensitivity.engine import Engine, Key
 from slim_prune.sensitivity.meter import Measure
-from slim_prune.sensitivity.samples import Samples, bytes_of
+from slim_prune.sensitivity.samples import Samples
 from slim_prune.sensitivity.shards import Shard, parse_shard, share_of
 from slim_prune.sensitivity.stopping import RULE, EarlyStop
 from slim_prune.sensitivity.store import Store
@@ -399,17 +400,15 @@ def plugin_rules(registry: Registry | None) -> dict[str, Rule]:
 
 def model_identity(model: nn.Module) -> str:
     """Return a hash of a model's class and of all of its parameters and buffers."""
-    digest = hashlib.sha256(type(model).__name__.encode())
-    for name, tensor in sorted(state_of(model).items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    state = state_of(model)
+    for name, tensor in state.items():
         if tensor.is_meta:
             raise PlanError("the model is on the meta device: it has no weights to measure with", where=name)
-        digest.update(bytes_of(tensor))
-    return digest.hexdigest()
+    return _digest(type(model).__name__.encode(), digest(state).encode())
 
 
 def _digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
+    total = hashlib.sha256()
     for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+        total.update(part)
+    return total.hexdigest()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from slim_core.graph.types import ChannelGroup, Member
 from slim_prune.allocation.grid import grid
+from slim_prune.allocation.problem import figure
 
 
 def group(units: int, width: int = 1) -> ChannelGroup:
@@ -60,3 +61,10 @@ def test_nearest_is_the_brute_force_nearest_and_up_the_next(units, round_to, tar
     assert permitted.nearest(target) == best
     above = [count for count in permitted.counts if count > best]
     assert permitted.up(best) == (above[0] if above else None)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(24_487_936.5, "24,487,936"), (8.0, "8"), (0.123456789, "0.123457"), (1234.5, "1,234.5")]
+)
+def test_figures_are_written_for_people(value: float, text: str) -> None:
+    assert figure(value) == text

@@ -26,8 +26,8 @@ _BATCH = 64  # graphs that are held at a time
 
 
 def figure(value: float) -> str:
-    """Return a cost for people: whole numbers in full, others with six digits."""
-    return f"{value:,.0f}" if value == int(value) else f"{value:,.6g}"
+    """Return a cost for people: whole numbers and large ones in full, others with six digits."""
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1e6 else f"{value:,.6g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,7 +288,7 @@ def test_a_criterion_that_looks_at_data_says_that_it_has_none(project) -> None:
         ([*MODEL, "--ratio", "stages=half"], "not a number"),
         ([*MODEL, "--budget", "macs=0.5", "--budget", "macs=0.6"], "--budget gives 'macs' two values: 0.5 and 0.6"),
         ([*MODEL, "--ratio", "stages.*=0.5", "--ratio", "stages.*=0.6"], "--ratio gives 'stages.*' two values"),
-        (["prune", "plan", "--budget", "macs=0.5"], "say what is pruned"),
+        (["prune", "plan", "--budget", "macs=0.5"], "say which model"),
         ([*MODEL, "--checkpoint", "x.safetensors", "--budget", "macs=0.5"], "one of the two"),
         (["prune", "plan", "--checkpoint", "/nowhere/x.safetensors", "--budget", "macs=0.5"], "/nowhere/x.safetensors"),
         ([*MODEL, "--weights", "/nowhere/x.safetensors", "--budget", "macs=0.5"], "no such file"),

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slim_core.cli.options import WorkloadRequest, need_data
 from slim_core.cli.subject import built, inputs_of, json_object, subject
 from slim_core.errors import CheckpointError, SlimError
 from slim_core.recipe.arguments import accepted
 from slim_core.recipe.build import fitting
 from slim_core.workload import BuilderRef, Workload
-from slim_prune.cli.options import WorkloadRequest, need_data
 
 if TYPE_CHECKING:
     from slim_core.registry import Registry
@@ -29,7 +29,7 @@ def build(request: WorkloadRequest, registry: Registry, *, needs_data: str | Non
         checkpoint = Path(request.model)
     if (request.model is None) == (request.checkpoint is None):
         raise SlimError(
-            "say what is pruned: --model NAME or --checkpoint FILE, one of the two",
+            "say which model: --model NAME or --checkpoint FILE, one of the two",
             hint="--model zoo/resnet18, or --load my_project.py --model NAME for a model of yours",
         )
     dataset = _dataset(request, registry) if request.data is not None else None

@@ -42,22 +42,24 @@ def line_chart(chart: Chart) -> str:
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
         x_low, x_high = x_low - 0.5, x_high + 0.5
-    x_at = _scale(x_low, x_high, _LEFT, WIDTH - _RIGHT)
+    x_at = scale(x_low, x_high, _LEFT, WIDTH - _RIGHT)
     height: Callable[[float], float] = math.log10 if chart.log else float
-    along = _scale(height(y_ticks[0]), height(y_ticks[-1]), HEIGHT - _BOTTOM, _TOP)
-    parts = [_open(WIDTH, HEIGHT, _describe(chart))]
+    along = scale(height(y_ticks[0]), height(y_ticks[-1]), HEIGHT - _BOTTOM, _TOP)
+    parts = [opened(WIDTH, HEIGHT, _describe(chart))]
     step = None if chart.log else y_ticks[1] - y_ticks[0]
     for tick in y_ticks:
         y = along(height(tick))
         parts.append(f'<line class="grid" x1="{_LEFT:.0f}" x2="{WIDTH - _RIGHT:.0f}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
-            f'<text x="{_LEFT - 8:.0f}" y="{y + 4:.1f}" text-anchor="end">{_tick(tick, step, chart.percent)}</text>'
+            f'<text x="{_LEFT - 8:.0f}" y="{y + 4:.1f}" text-anchor="end">{tick_text(tick, step, chart.percent)}</text>'
         )
     for tick, text in _x_ticks(x_low, x_high, xs):
         parts.append(f'<text x="{x_at(tick):.1f}" y="{HEIGHT - _BOTTOM + 18:.0f}" text-anchor="middle">{text}</text>')
-    parts.append(f'<text x="{WIDTH - _RIGHT:.0f}" y="{HEIGHT - 2:.0f}" text-anchor="end">{_text(chart.x_label)}</text>')
+    parts.append(
+        f'<text x="{WIDTH - _RIGHT:.0f}" y="{HEIGHT - 2:.0f}" text-anchor="end">{escaped(chart.x_label)}</text>'
+    )
     if chart.y_label:
-        parts.append(f'<text x="{_LEFT + 4:.0f}" y="{_TOP + 10:.0f}">{_text(chart.y_label)}</text>')
+        parts.append(f'<text x="{_LEFT + 4:.0f}" y="{_TOP + 10:.0f}">{escaped(chart.y_label)}</text>')
     for number, series in enumerate(chart.series, 1):
         style = f" s{min(number, 4)}"
         path = " ".join(f"{x_at(x):.1f},{along(height(y)):.1f}" for x, y in series.points)
@@ -68,7 +70,7 @@ def line_chart(chart: Chart) -> str:
             if radius:
                 parts.append(
                     f'<circle class="dot{style}" cx="{x_at(x):.1f}" cy="{along(height(y)):.1f}" r="{radius}">'
-                    f"<title>{_text(text)}</title></circle>"
+                    f"<title>{escaped(text)}</title></circle>"
                 )
     parts.append("</svg>")
     return "".join(parts)
@@ -80,7 +82,7 @@ def _x_ticks(low: float, high: float, values: Sequence[float]) -> list[tuple[flo
     inside = [tick for tick in marks if low - 1e-9 <= tick <= high + 1e-9]
     if all(value == int(value) for value in values):
         return [(tick, f"{tick:.0f}") for tick in inside if tick == int(tick)]
-    return [(tick, _tick(tick, marks[1] - marks[0], False)) for tick in inside]
+    return [(tick, tick_text(tick, marks[1] - marks[0], False)) for tick in inside]
 
 
 def channel_bars(rows: Sequence[ChannelRow]) -> str:
@@ -92,7 +94,7 @@ def channel_bars(rows: Sequence[ChannelRow]) -> str:
     span = width - label - right
     largest = max(row.total for row in rows)
     description = f"Kept channels of {len(rows)} groups: {sum(r.kept for r in rows)} of {sum(r.total for r in rows)}"
-    parts = [_open(width, line * len(rows) + 4, description)]
+    parts = [opened(width, line * len(rows) + 4, description)]
     for number, row in enumerate(rows):
         y = number * line + 4
         # bars are drawn to a square-root scale: a layer of 32 channels stays visible beside one of 2048
@@ -100,9 +102,9 @@ def channel_bars(rows: Sequence[ChannelRow]) -> str:
         kept = whole * row.kept / row.total if row.total else 0.0
         share = row.kept / row.total if row.total else 0.0
         parts.append(
-            f"<g><title>{_text(row.name)}: {row.kept} of {row.total} channels kept ({fmt.percent(share, 0)})</title>"
+            f"<g><title>{escaped(row.name)}: {row.kept} of {row.total} channels kept ({fmt.percent(share, 0)})</title>"
             f'<text class="ink" x="{label - 10:.0f}" y="{y + 12:.0f}" text-anchor="end">'
-            f"{_text(_shorten(row.name))}</text>"
+            f"{escaped(shorten(row.name))}</text>"
             f'<rect class="whole" x="{label:.0f}" y="{y:.0f}" width="{whole:.1f}" height="14" rx="3"/>'
             f'<rect class="kept" x="{label:.0f}" y="{y:.0f}" width="{kept:.1f}" height="14" rx="3"/>'
             f'<text x="{label + whole + 10:.1f}" y="{y + 12:.0f}">'
@@ -121,11 +123,11 @@ def latency_bars(rows: Sequence[LatencyRow]) -> str:
         f"{fmt.milliseconds(row.compressed_ms)} after"
         for row in rows
     )
-    parts = [_open(width, height * len(rows), f"Latency. {names}")]
+    parts = [opened(width, height * len(rows), f"Latency. {names}")]
     for number, row in enumerate(rows):
         top = number * height + 6
         largest = max(row.original_ms + row.original_iqr_ms / 2, row.compressed_ms + row.compressed_iqr_ms / 2, 1e-12)
-        parts.append(f'<text class="ink" x="0" y="{top + 16:.0f}">{_text(_shorten(row.backend, 28))}</text>')
+        parts.append(f'<text class="ink" x="0" y="{top + 16:.0f}">{escaped(shorten(row.backend, 28))}</text>')
         parts.append(f'<text x="0" y="{top + 33:.0f}">batch {row.batch}</text>')
         pair = (
             ("orig", "original", row.original_ms, row.original_iqr_ms),
@@ -146,16 +148,19 @@ def latency_bars(rows: Sequence[LatencyRow]) -> str:
     return "".join(parts)
 
 
-def _text(value: str) -> str:
+def escaped(value: str) -> str:
+    """Return text for a document, without what a document may not hold."""
     return escape(fmt.clean(value), quote=True)
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """Return the line that takes ``low`` to ``start`` and ``high`` to ``end``."""
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _open(width: float, height: float, description: str) -> str:
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{_text(description)}">'
+def opened(width: float, height: float, description: str) -> str:
+    """Return the beginning of a drawing, described for screen readers."""
+    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escaped(description)}">'
 
 
 def _describe(chart: Chart) -> str:
@@ -170,7 +175,8 @@ def _figure(value: float, percent: bool) -> str:
     return fmt.percent(value) if percent else fmt.significant(value, 4)
 
 
-def _tick(value: float, step: float | None, percent: bool) -> str:
+def tick_text(value: float, step: float | None, percent: bool = False) -> str:
+    """Return a mark of an axis whose marks are ``step`` apart; ``None``: at powers of ten."""
     if step is None:
         return f"{value:g}".replace("-", fmt.MINUS)
     if percent:
@@ -180,5 +186,6 @@ def _tick(value: float, step: float | None, percent: bool) -> str:
     return (text + (" %" if percent else "")).replace("-", fmt.MINUS)
 
 
-def _shorten(name: str, most: int = 46) -> str:
+def shorten(name: str, most: int = 46) -> str:
+    """Return the end of a long name."""
     return name if len(name) <= most else "…" + name[-(most - 1) :]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -53,7 +54,7 @@ class WorkloadRequest:
         return build(self, registry, needs_data=needs_data)
 
 
-_WORKLOAD = (
+_MODEL = (
     click.option("--model", metavar="NAME", help="Registered name of the model (zoo/resnet18), or a checkpoint."),
     click.option("--kwargs", default="{}", metavar="JSON", help="Arguments of the model's builder, as a JSON object."),
     click.option(
@@ -62,6 +63,8 @@ _WORKLOAD = (
     click.option(
         "--weights", type=click.Path(path_type=Path), metavar="FILE", help="Weights for --model: a .safetensors file."
     ),
+)
+_DATA = (
     click.option("--data", metavar="NAME", help="Registered name of a data set, for what looks at data."),
     click.option("--data-kwargs", default="{}", metavar="JSON", help="Arguments of the data set, as a JSON object."),
     click.option("--task", metavar="NAME", help="Registered name of the task.  [default: the data set's own]"),
@@ -78,7 +81,15 @@ _WORKLOAD = (
 
 def workload_options(command: F) -> F:
     """Add the options of :class:`WorkloadRequest`; the command takes them as ``request``."""
-    return bundled(command, _WORKLOAD, WorkloadRequest, "request")
+    return bundled(command, (*_MODEL, *_DATA), WorkloadRequest, "request")
+
+
+def data_options(command: F) -> F:
+    """Add the options of data and task alone, for a command whose argument is a checkpoint.
+
+    The command takes them as ``request``, a :class:`WorkloadRequest` that names no model yet.
+    """
+    return bundled(command, _DATA, WorkloadRequest, "request", model=None, kwargs="{}", checkpoint=None, weights=None)
 
 
 def pair(item: str, option: str, example: str) -> tuple[str, str]:
@@ -136,7 +147,7 @@ def named(text: str, option: str, example: str = "l2:normalize=max") -> str | di
 
 
 def refuse_existing(path: Path | None, overwrite: bool) -> None:
-    """Check that a file may be written: its folder is there, and the file is not, unless it may be replaced.
+    """Check that a file may be written: into a folder that is there, and over no other file, unless that is wanted.
 
     Raises:
         SlimError: it may not.
@@ -148,6 +159,12 @@ def refuse_existing(path: Path | None, overwrite: bool) -> None:
     require_folder(path)
     if path.is_dir():
         raise SlimError("the file cannot be written: this is a folder", where=str(path), hint="name a file inside it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise SlimError(
+            f"the file cannot be written: the folder '{path.parent}' may not be written to",
+            where=str(path),
+            hint="choose another folder",
+        )
     if path.exists() and not overwrite:
         raise SlimError(
             "the file is there already", where=str(path), hint="choose another name, or pass --overwrite to replace it"
@@ -163,7 +180,7 @@ def need_data(what: str) -> DataError:
     )
 
 
-def bundled(command: F, options: tuple[Callable[[F], F], ...], kind: type[Any], name: str) -> F:
+def bundled(command: F, options: tuple[Callable[[F], F], ...], kind: type[Any], name: str, **others: Any) -> F:
     """Add ``options`` to a command, which takes them together, as a ``kind`` called ``name``.
 
     Args:
@@ -171,12 +188,13 @@ def bundled(command: F, options: tuple[Callable[[F], F], ...], kind: type[Any], 
         options: click's decorators.
         kind: a dataclass whose fields are called as the options' values are.
         name: the keyword argument.
+        others: fields that have no option here, and their values.
     """
-    keys = [item.name for item in fields(kind)]
+    keys = [item.name for item in fields(kind) if item.name not in others]
 
     @functools.wraps(command)
     def taken(*args: Any, **values: Any) -> Any:
-        return command(*args, **{name: kind(**{key: values.pop(key) for key in keys})}, **values)
+        return command(*args, **{name: kind(**{key: values.pop(key) for key in keys}, **others)}, **values)
 
     for option in reversed(options):
         taken = option(taken)

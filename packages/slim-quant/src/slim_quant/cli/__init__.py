@@ -1,0 +1,16 @@
+"""``slim quant``: the command line of slim-quant. One module per command, imported when it is run."""
+
+from __future__ import annotations
+
+from slim_core.cli.app import SlimGroup
+from slim_core.registry import Lazy
+
+quant = SlimGroup(
+    "quant",
+    help="Quantize a model, see where that costs accuracy, and write the file that its runtime takes.",
+    no_args_is_help=True,
+)
+quant.add_lazy("ptq", Lazy("slim_quant.cli.ptq", "ptq_command"), "Quantize a trained model with a few samples.")
+quant.add_lazy(
+    "export", Lazy("slim_quant.cli.export", "export_command"), "Write the int8 file, and check what it gives."
+)

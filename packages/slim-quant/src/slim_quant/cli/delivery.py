@@ -1,0 +1,283 @@
+"""What commands do with a quantized model: write it, evaluate it, export it, compare and time the file; and say so.
+
+Each command builds a quantized workload in its own way and hands it to :func:`deliver`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from slim_core.cli.options import bundled, refuse_existing
+from slim_core.errors import Interrupted, OutputFolderError, SlimError
+from slim_quant.cli.views import slower
+
+if TYPE_CHECKING:
+    from slim_core.cli.app import App
+    from slim_core.measure import Measurement
+    from slim_core.workload import Workload
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: backends that time an exported file, by the target that it was quantized for
+BACKENDS = {"openvino": "openvino"}
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a command shall leave behind, as it stands on the command line."""
+
+    output: Path | None
+    onnx: Path | None
+    plot: Path | None
+    measure: bool
+    batch: int
+    threads: int
+    compared: int
+    overwrite: bool
+
+    def check(self, app: App, target: str) -> None:
+        """Find out before the long work what cannot be written or run after it.
+
+        Raises:
+            SlimError: a file may not be written, or something that is needed is not installed.
+        """
+        if self.output is not None and self.output.suffix != ".safetensors":
+            raise SlimError(
+                "a checkpoint is a .safetensors file",
+                where=str(self.output),
+                hint=f"-o {self.output.with_suffix('.safetensors')}",
+            )
+        files = [path for path in (self.output, self.onnx, self.plot) if path is not None]
+        for position, path in enumerate(files):
+            refuse_existing(path, self.overwrite)
+            if path in files[:position]:
+                raise SlimError("two results would be written to one file", where=str(path), hint="name another file")
+        if self.onnx is not None or self.measure:
+            need_exporter()
+        if self.measure:
+            backend(app, target).available()
+
+
+_WANTED = (
+    click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the quantized model to this checkpoint."),
+    click.option("--onnx", type=_FILE, metavar="FILE", help="Write the file for the runtime, as ONNX."),
+    click.option("--plot", type=_FILE, metavar="FILE", help="Draw what each layer lost into this SVG file."),
+    click.option(
+        "--measure", is_flag=True, help="Time float and quantized files on the target's runtime, interleaved."
+    ),
+    click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch that is timed."),
+    click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of the runtime."),
+    click.option(
+        "--compare",
+        "compared",
+        type=click.IntRange(min=0),
+        default=256,
+        show_default=True,
+        metavar="N",
+        help="Validation samples on which the file is compared with the simulation.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace files that are there."),
+)
+
+
+def wanted_options(command: F) -> F:
+    """Add the options of :class:`Wanted`; the command takes them as ``wanted``."""
+    return bundled(command, _WANTED, Wanted, "wanted")
+
+
+def need_exporter() -> None:
+    """Check that what writes ONNX files is installed.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    from slim_core.extras import require
+
+    for module in ("onnx", "onnxscript"):
+        require(module, "slim-core[onnx]")
+
+
+def backend(app: App, target: str) -> Any:
+    """Return the runtime that times files for ``target``.
+
+    Raises:
+        UnknownNameError: no installed plugin brings it.
+    """
+    return app.registry.get("backends", BACKENDS.get(target, "onnxruntime"))()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system says while a file is written into an error about that file.
+
+    Raises:
+        OutputFolderError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputFolderError(f"the file cannot be written: {error.strerror or error}", where=str(path)) from error
+
+
+@contextmanager
+def kept(path: Path | None) -> Iterator[None]:
+    """Turn Ctrl-C after the model was written into one line that says where it is.
+
+    Raises:
+        Interrupted: the user pressed Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if path is None:
+            raise
+        raise Interrupted(
+            f"stopped; the quantized model is in {path}", hint=f"to go on: slim quant export {path} -o FILE.onnx"
+        ) from None
+
+
+def deliver(app: App, before: Workload, after: Workload, wanted: Wanted, target: str) -> dict[str, Any]:
+    """Write, evaluate, export, compare and time, as far as it is wanted; return it all as JSON.
+
+    Args:
+        app: where notes go.
+        before: the float workload.
+        after: the quantized one.
+        wanted: what to write.
+        target: the runtime's name.
+    """
+    data: dict[str, Any] = {"target": target, "float_bytes": tensor_bytes(before)}
+    if wanted.output is not None:
+        from slim_core.checkpoint import save
+
+        with writing(wanted.output):
+            save(after, wanted.output)
+        app.output.note(f"checkpoint written to {wanted.output}")
+        data["checkpoint"] = {"path": str(wanted.output), "bytes": wanted.output.stat().st_size}
+    with kept(wanted.output):
+        metrics = _metrics(app, before, after)
+        if metrics:
+            data["metrics"] = metrics
+        if wanted.onnx is None and not wanted.measure:
+            return data
+        with tempfile.TemporaryDirectory(prefix="slim-quant-") as folder:
+            path = wanted.onnx or Path(folder) / "quantized.onnx"
+            data["onnx"] = exported(app, after, path, target, wanted.compared)
+            if wanted.onnx is None:
+                data["onnx"]["path"] = None
+            if wanted.measure:
+                data.update(_timed(app, before, after, path, Path(folder) / "float.onnx", wanted, target))
+    return data
+
+
+def exported(app: App, workload: Workload, path: Path, target: str, samples: int) -> dict[str, Any]:
+    """Write a quantized workload's file for its runtime and compare it with the simulation; return what was found.
+
+    Args:
+        app: where notes go.
+        workload: the quantized model; with validation data, the file is compared on some of it.
+        path: the file.
+        target: the runtime's name.
+        samples: how many samples to compare on; 0 compares on none.
+    """
+    from slim_core.export import to_onnx
+
+    with app.output.progress.track("export", 1) as track, writing(path):
+        done = to_onnx(workload.model, workload.example_inputs, path)
+        track.advance(1)
+    data: dict[str, Any] = {
+        "path": str(path),
+        "bytes": done.bytes,
+        "opset": done.opset,
+        "inputs": list(done.inputs),
+        "outputs": list(done.outputs),
+        "max_diff": done.max_diff,
+        "notes": list(done.notes),
+    }
+    for note in done.notes:
+        app.output.note(note)
+    data.update(_on_runtime(app, workload, path, target, samples))
+    return data
+
+
+def _on_runtime(app: App, workload: Workload, path: Path, target: str, samples: int) -> dict[str, Any]:
+    from slim_core.errors import MissingExtraError
+    from slim_quant.deploy import compare, runtime_operators
+
+    found: dict[str, Any] = {}
+    try:
+        if target != "openvino":
+            found["operators"] = runtime_operators(path)
+        if workload.val is not None and samples:
+            deployed = compare(workload.model, path, list(validation(workload, samples)))
+            found["deployed"] = {
+                "samples": deployed.samples,
+                "agreement": deployed.agreement,
+                "sqnr_db": deployed.sqnr_db,
+                "max_diff": deployed.max_diff,
+            }
+    except MissingExtraError as error:
+        app.output.warn(f"the file was not run: {error.what}; {error.hint}")
+    return found
+
+
+def validation(workload: Workload, samples: int) -> Iterator[Any]:
+    """Yield inputs of the first ``samples`` validation samples, in batches."""
+    from slim_core.data import batch_size
+    from slim_core.measure import batched
+
+    left = samples
+    for batch in workload.val or ():
+        inputs = workload.task.inputs(batch) if workload.task is not None else batch
+        size = batch_size(inputs)
+        yield inputs if size <= left else batched(inputs, left)
+        left -= min(size, left)
+        if not left:
+            return
+
+
+def tensor_bytes(workload: Workload) -> int:
+    """Return the bytes of all parameters and buffers, shared ones once."""
+    model = workload.model
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _metrics(app: App, before: Workload, after: Workload) -> dict[str, dict[str, float]]:
+    if before.task is None or before.val is None:
+        return {}
+    from slim_core.training import evaluate
+
+    progress = app.output.progress
+    first = evaluate(before.model, before.task, before.val, progress=progress)
+    second = evaluate(after.model, before.task, before.val, progress=progress)
+    return {name: {"before": first[name], "after": second[name]} for name in first}
+
+
+def _timed(
+    app: App, before: Workload, after: Workload, path: Path, plain: Path, wanted: Wanted, target: str
+) -> dict[str, Any]:
+    from slim_core.export import to_onnx
+    from slim_core.measure import Artifact, batched, measure
+
+    runtime = backend(app, target)
+    size = to_onnx(before.model, before.example_inputs, plain, check=False).bytes
+    found: Measurement = measure(
+        {
+            "float": (runtime, Artifact(before.model, plain, "float")),
+            "quantized": (runtime, Artifact(after.model, path, "quantized", quantized=True)),
+        },
+        batched(before.example_inputs, wanted.batch),
+        threads=wanted.threads,
+        progress=app.output.progress,
+    )
+    if found["quantized"].verdict == "slower":
+        app.output.warn(slower(found["quantized"].speedup))
+    return {"float_onnx_bytes": size, "timing": {"backend": runtime.name, "batch": wanted.batch, **found.to_json()}}

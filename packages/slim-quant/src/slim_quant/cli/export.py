@@ -1,0 +1,119 @@
+"""``slim quant export``: the file of a quantized checkpoint for its runtime, compared with the simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slim_core.cli.options import WorkloadRequest, data_options, refuse_existing
+from slim_quant.cli.delivery import exported, need_exporter
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from slim_core.workload import Workload
+
+
+@click.command("export")
+@click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
+@data_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE",
+    help="Write this ONNX file.",
+)
+@click.option("--target", metavar="NAME", help="The runtime that the file is for.  [default: the checkpoint's own]")
+@click.option(
+    "--compare",
+    "compared",
+    type=click.IntRange(min=0),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Validation samples on which the file is compared with the simulation.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
+@click.pass_obj
+def export_command(
+    app: Any,
+    checkpoint: Path,
+    request: WorkloadRequest,
+    output: Path,
+    target: str | None,
+    compared: int,
+    overwrite: bool,
+) -> None:
+    r"""Write the int8 file of a quantized CHECKPOINT, run it, and compare it with what was simulated.
+
+    With --data, agreement is measured on validation samples; without, outputs are compared on one example.
+
+    \b
+    slim quant export int8.safetensors -o int8.onnx --data digits
+    slim quant export int8.safetensors -o int8.onnx --target openvino --format json
+    """
+    refuse_existing(output, overwrite)
+    need_exporter()
+    workload = replace(request, checkpoint=checkpoint).workload(app.registry)
+    quantization = quantization_of(workload, checkpoint)
+    own = quantization.get("target")
+    chosen = target or own or "onnxruntime"
+    from slim_quant.targets import get_target
+
+    get_target(chosen, app.registry)
+    if own is not None and own != chosen:
+        app.output.warn(
+            f"the quantizers were placed for {own}, and the file is for {chosen}: some layers may run in float there; "
+            f"`slim quant ptq --target {chosen}` places them anew"
+        )
+    data: dict[str, Any] = {"checkpoint": {"path": str(checkpoint), "bytes": checkpoint.stat().st_size}}
+    data |= {"target": chosen, "placed_for": own, "onnx": exported(app, workload, output, chosen, compared)}
+    app.output.emit(data, lambda: _overview(data), lambda: _line(data))
+
+
+def quantization_of(workload: Workload, path: Path) -> Mapping[str, Any]:
+    """Return the record of a checkpoint's quantization.
+
+    Raises:
+        ModelError: the model is not quantized.
+    """
+    from slim_core.errors import ModelError
+
+    for transform in reversed(workload.transforms):
+        if transform.kind.startswith("quant."):
+            return transform.data
+    raise ModelError(
+        "the checkpoint holds a float model",
+        where=str(path),
+        hint=f"quantize it first: slim quant ptq --checkpoint {path} --data NAME -o int8.safetensors",
+    )
+
+
+def _overview(data: Mapping[str, Any]) -> RenderableType:
+    from rich.text import Text
+
+    from slim_quant.cli.views import closing
+
+    onnx = data["onnx"]
+    lines = [
+        f"{data['checkpoint']['path']}: {data['checkpoint']['bytes']:,} bytes, quantized for "
+        f"{data['placed_for'] or 'an unknown runtime'}",
+        f"{onnx['path']}: {onnx['bytes']:,} bytes, opset {onnx['opset']}, for {data['target']}",
+        f"inputs {', '.join(onnx['inputs'])}; outputs {', '.join(onnx['outputs'])}",
+    ]
+    if "deployed" not in onnx and onnx["max_diff"] is not None:
+        lines.append(f"file against simulation: differs by at most {onnx['max_diff']:.2g} on one example")
+    lines += closing({"onnx": {key: onnx[key] for key in ("deployed", "operators") if key in onnx}})
+    return Text("\n".join(lines))
+
+
+def _line(data: Mapping[str, Any]) -> str:
+    onnx = data["onnx"]
+    agreed = f", top-1 agreement {onnx['deployed']['agreement']:.2f} %" if "deployed" in onnx else ""
+    return f"{onnx['path']}: {onnx['bytes']} bytes{agreed}"

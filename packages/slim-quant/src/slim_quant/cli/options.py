@@ -1,0 +1,198 @@
+"""Options that the commands share: schemes, observers and what stays in float (``scheme_options``), as one value.
+
+Model, data and task are core's (``slim_core.cli.options``). Not here: what a command does with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from slim_core.cli.options import bundled, named
+from slim_core.errors import SlimError, close_match
+
+if TYPE_CHECKING:
+    from slim_quant.overrides import Override
+    from slim_quant.schemes import Scheme
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPERATOR = "op:"
+_EXAMPLE = "'layer4.*:weight_bits=4,weight_observer=mse'"
+#: what may stand behind the glob of an override: for the scheme of the weight, of the activation, and the rest
+_WEIGHT = {
+    "weight_bits": "bits",
+    "weight_symmetric": "symmetric",
+    "granularity": "granularity",
+    "group_size": "group_size",
+}
+_ACTIVATION = {"activation_bits": "bits", "activation_symmetric": "symmetric"}
+_PLAIN = ("skip", "observer", "weight_observer")
+_SETTINGS = (*_WEIGHT, *_ACTIVATION, *_PLAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class SchemeRequest:
+    """How to quantize, as it stands on the command line."""
+
+    target: str
+    weight_bits: int
+    activation_bits: int
+    granularity: str
+    group_size: int | None
+    weight_affine: bool
+    activation_symmetric: bool
+    observer: str
+    weight_observer: str
+    skip: tuple[str, ...]
+    override: tuple[str, ...]
+    samples: int
+
+    @property
+    def weight(self) -> Scheme:
+        """The scheme of the weights.
+
+        Raises:
+            SlimError: the options contradict each other.
+        """
+        from slim_quant.schemes import Scheme
+
+        granularity = self.granularity
+        if self.group_size is not None and granularity == "per_channel":
+            granularity = "per_group"
+        return Scheme(self.weight_bits, not self.weight_affine, granularity, self.group_size)  # type: ignore[arg-type]
+
+    @property
+    def activation(self) -> Scheme:
+        """The scheme of the activations."""
+        from slim_quant.schemes import Scheme
+
+        return Scheme(self.activation_bits, self.activation_symmetric, "per_tensor")
+
+    def overrides(self) -> tuple[Override, ...]:
+        """Return the settings of single layers.
+
+        Raises:
+            SlimError: one cannot be read.
+        """
+        return tuple(self._override(text) for text in self.override)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of :func:`slim_quant.quantize` that these options stand for.
+
+        Raises:
+            SlimError: an option cannot be read.
+        """
+        return {
+            "target": self.target,
+            "weight": self.weight,
+            "activation": self.activation,
+            "observer": named(self.observer, "--observer", "percentile:share=0.999"),
+            "weight_observer": self.weight_observer,
+            "overrides": self.overrides(),
+            "skip": self.skip,
+            "samples": self.samples,
+        }
+
+    def _override(self, text: str) -> Override:
+        from slim_quant.overrides import Override
+        from slim_quant.schemes import Scheme
+
+        operator = text.startswith(_OPERATOR)
+        found = named(text.removeprefix(_OPERATOR), "--override", _EXAMPLE)
+        if isinstance(found, str):
+            raise SlimError(
+                f"--override '{text}' sets nothing",
+                hint=f"for example --override {_EXAMPLE}, or --skip '{text}' to leave these layers in float",
+            )
+        name = found.pop("name")
+        for key in found:
+            if key not in _SETTINGS:
+                hint = f"{close_match(key, _SETTINGS)} known: {', '.join(_SETTINGS)}".strip()
+                raise SlimError(f"--override '{text}': there is no setting '{key}'", hint=hint)
+        settings: dict[str, Any] = {key: found[key] for key in _PLAIN if key in found}
+        for kind, base, keys in (("weight", self.weight, _WEIGHT), ("activation", self.activation, _ACTIVATION)):
+            given = {keys[key]: found[key] for key in keys if key in found}
+            if given:
+                settings[kind] = Scheme.from_json(_with_granularity({**base.to_json(), **given}, given))
+        return Override(**({"op": name} if operator else {"match": name}), **settings)
+
+
+def _with_granularity(scheme: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Let a group size that is given alone mean "per group", and another granularity have none."""
+    if "group_size" in given and "granularity" not in given:
+        scheme["granularity"] = "per_group"
+    if scheme["granularity"] != "per_group" and "group_size" not in given:
+        scheme.pop("group_size", None)
+    return scheme
+
+
+_SCHEMES = (
+    click.option(
+        "--target",
+        default="onnxruntime",
+        show_default=True,
+        metavar="NAME",
+        help="The runtime that the file is for: onnxruntime, openvino, generic.",
+    ),
+    click.option(
+        "--weight-bits", type=click.IntRange(2, 8), default=8, show_default=True, metavar="2-8", help="Bits of weights."
+    ),
+    click.option(
+        "--activation-bits",
+        type=click.IntRange(2, 8),
+        default=8,
+        show_default=True,
+        metavar="2-8",
+        help="Bits of activations.",
+    ),
+    click.option(
+        "--granularity",
+        type=click.Choice(["per_channel", "per_tensor", "per_group"]),
+        default="per_channel",
+        show_default=True,
+        help="How many scales a weight has.",
+    ),
+    click.option(
+        "--group-size", type=click.IntRange(min=1), metavar="N", help="Inputs that share a scale; means per_group."
+    ),
+    click.option("--weight-affine", is_flag=True, help="Give weights a zero point."),
+    click.option("--activation-symmetric", is_flag=True, help="Give activations none."),
+    click.option(
+        "--observer",
+        default="mse",
+        show_default=True,
+        metavar="NAME[:OPTION=VALUE,…]",
+        help="How the ranges of activations are found.",
+    ),
+    click.option(
+        "--weight-observer",
+        default="abs_max",
+        show_default=True,
+        metavar="NAME",
+        help="How those of weights are found.",
+    ),
+    click.option("--skip", multiple=True, metavar="GLOB|op:NAME", help="Layers that stay in float; may be repeated."),
+    click.option(
+        "--override",
+        multiple=True,
+        metavar="GLOB|op:NAME:SETTING=VALUE,…",
+        help="Other settings for some layers: 'layer4.*:weight_bits=4'; may be repeated, later ones win.",
+    ),
+    click.option(
+        "--samples",
+        type=click.IntRange(min=1),
+        default=256,
+        show_default=True,
+        metavar="N",
+        help="Training samples to calibrate on.",
+    ),
+)
+
+
+def scheme_options(command: F) -> F:
+    """Add the options of :class:`SchemeRequest`; the command takes them as ``asked``."""
+    return bundled(command, _SCHEMES, SchemeRequest, "asked")

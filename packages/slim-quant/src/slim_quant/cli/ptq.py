@@ -1,0 +1,70 @@
+"""``slim quant ptq``: quantize a trained model with a few samples, and say what came of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from slim_core.cli.options import WorkloadRequest, named, workload_options
+from slim_quant.cli.delivery import Wanted, deliver, wanted_options
+from slim_quant.cli.options import SchemeRequest, scheme_options
+
+
+@click.command("ptq")
+@workload_options
+@scheme_options
+@click.option(
+    "--correction",
+    "corrections",
+    multiple=True,
+    metavar="NAME[:OPTION=VALUE,…]",
+    help="What mends the rounding: equalization, bias_correction, adaround, …; may be repeated.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the samples and of corrections.")
+@wanted_options
+@click.pass_obj
+def ptq_command(
+    app: Any,
+    request: WorkloadRequest,
+    asked: SchemeRequest,
+    corrections: tuple[str, ...],
+    seed: int,
+    wanted: Wanted,
+) -> None:
+    r"""Quantize a trained model after training, with scales from training samples; labels are not looked at.
+
+    With a data set that has labels, the model is evaluated before and after on its validation part.
+
+    \b
+    slim quant ptq --model zoo/resnet20 --weights base.safetensors --data digits -o int8.safetensors --onnx int8.onnx
+    slim quant ptq --checkpoint pruned.safetensors --data digits --target openvino --onnx int8.onnx --measure
+    slim quant ptq … --weight-bits 4 --correction adaround --override 'fc:weight_bits=8' -o w4.safetensors
+    """
+    wanted.check(app, asked.target)
+    chosen = [named(item, "--correction", "adaround:steps=1000") for item in corrections]
+    arguments = asked.arguments()
+    workload = request.workload(app.registry, needs_data="slim quant ptq")
+    from slim_quant.cli.subject import calibration, warn_if_random
+    from slim_quant.ptq.static import quantize
+
+    warn_if_random(app, request, workload)
+    result = quantize(
+        workload.model,
+        calibration(workload, seed),
+        example_inputs=workload.example_inputs,
+        corrections=chosen,
+        seed=seed,
+        progress=app.output.progress,
+        **arguments,
+    )
+    data: dict[str, Any] = {
+        "layers": [dict(row) for row in result.report.layers],
+        "notes": list(result.report.notes),
+        "samples": result.report.samples,
+        "sqnr_db": result.report.sqnr_db,
+    }
+    data |= deliver(app, workload, workload.with_model(result.model, result.transform), wanted, asked.target)
+    from slim_quant.cli.views import line, overview
+
+    app.output.emit(data, lambda: overview(data), lambda: line(data))

@@ -26,6 +26,20 @@ def module_path(node: fx.Node) -> str:
     return next(reversed([path for path, _ in stack.values()]), "")
 
 
+def weight_position(node: fx.Node) -> int:
+    """Return which argument of a layer is its weight."""
+    return 0 if op_name(node) == "aten.embedding.default" else 1
+
+
+def layer_name(node: fx.Node) -> str:
+    """Return the name of a layer: the path of the module that owns its weight, or its node's name."""
+    position = weight_position(node)
+    weight = owner_of(node.args[position]) if len(node.args) > position else None
+    if weight is None:
+        return module_path(node) or node.name
+    return weight.removesuffix(".weight")
+
+
 def argument(node: fx.Node, position: int, default: Any = None) -> Any:
     """Return a positional argument, or ``default`` where it was left out."""
     return node.args[position] if len(node.args) > position else default

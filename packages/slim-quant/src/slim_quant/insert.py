@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from slim_core.errors import ModelError
 from slim_core.graph.export import ExportedModel
-from slim_quant.graph import get_tensor, is_float, owner_of, read_tensor, set_tensor
+from slim_quant.graph import argument, get_tensor, is_float, owner_of, read_tensor, set_tensor, weight_position
 from slim_quant.placement import Placement
-from slim_quant.schemes import Scheme, on_grid
+from slim_quant.schemes import Scheme, on_grid, scale_shape
 
 PER_TENSOR = torch.ops.aten.fake_quantize_per_tensor_affine.tensor_qparams
 PER_CHANNEL = torch.ops.aten.fake_quantize_per_channel_affine.default
@@ -36,7 +37,7 @@ def zero_point_name(weight: str) -> str:
 
 def insert(
     model: ExportedModel, placement: Placement, activations: QParams, weights: QParams,
-    activation_scheme: Scheme, weight_schemes: Mapping[str, Scheme],
+    activation_schemes: Mapping[str, Scheme], weight_schemes: Mapping[str, Scheme],
 ) -> None:  # fmt: skip
     """Insert all quantizers of ``placement``; weights are moved onto their grid.
 
@@ -45,7 +46,7 @@ def insert(
         placement: where.
         activations: scale and zero point by name of the scale's node.
         weights: scale and zero point by weight name.
-        activation_scheme: bits of the activations.
+        activation_schemes: bits and symmetry by name of the scale's node.
         weight_schemes: bits, symmetry and granularity by weight name.
 
     Raises:
@@ -56,10 +57,13 @@ def insert(
         set_tensor(model, f"{ACTIVATIONS}.{scale}.scale", value)
         set_tensor(model, f"{ACTIVATIONS}.{scale}.zero_point", zero_point)
     for place in placement.activations:
-        _insert_activation(model, nodes[place.node], place.scale, activation_scheme)
+        _insert_activation(model, nodes[place.node], place.scale, activation_schemes[place.scale])
     for weight in placement.weights:
-        _insert_weight(model, [nodes[name] for name in weight.layers], weight.name, weight.axis,
-                       weights[weight.name], weight_schemes[weight.name])  # fmt: skip
+        scheme = weight_schemes[weight.name]
+        if scheme.granularity == "per_group" and get_tensor(model, weight.name).dim() != 2:
+            raise _other(f"'{weight.name}' is no matrix, which quantization per group needs")
+        _insert_weight(model, [nodes[name] for name in weight.layers], weight.name, weight.along(scheme),
+                       weights[weight.name], scheme)  # fmt: skip
     model.graph.lint()
     model.recompile()
 
@@ -79,8 +83,8 @@ def _check(model: ExportedModel, placement: Placement) -> dict[str, fx.Node]:
             raise _other(f"'{place.node}' of the exported graph is no activation in float32")
     for weight in placement.weights:
         for layer in weight.layers:
-            args = nodes[layer].args
-            if nodes[layer].op != "call_function" or len(args) < 2 or owner_of(args[1]) != weight.name:
+            node, position = nodes[layer], weight_position(nodes[layer])
+            if node.op != "call_function" or owner_of(argument(node, position)) != weight.name:
                 raise _other(f"'{layer}' of the exported graph does not use the weight '{weight.name}'")
         if not 0 <= weight.axis < get_tensor(model, weight.name).dim():
             raise _other(f"'{weight.name}' has no axis {weight.axis}")
@@ -118,27 +122,51 @@ def _insert_weight(
         with torch.no_grad():
             parameter.copy_(on_grid(parameter, scale, zero_point, scheme, axis))
     first = min(layers, key=list(model.graph.nodes).index)
+    source = layers[0].args[weight_position(layers[0])]
     with model.graph.inserting_before(first):
-        if scheme.granularity == "per_channel":
-            fake = model.graph.call_function(PER_CHANNEL, (layers[0].args[1],))
+        if scheme.granularity == "per_group":
+            fake = _grouped(model, cast(fx.Node, source), name, axis, scheme, parameter)
+        elif scheme.granularity == "per_channel":
+            fake = model.graph.call_function(PER_CHANNEL, (source,))
         else:
-            fake = model.graph.call_function(PER_TENSOR, (layers[0].args[1],))
-    parts = [read_tensor(model, scale_name(name), fake), _zero_point(model, name, scheme, scale, fake)]
-    extra = (axis,) if scheme.granularity == "per_channel" else ()
+            fake = model.graph.call_function(PER_TENSOR, (source,))
+    if scheme.granularity != "per_group":
+        parts = [read_tensor(model, scale_name(name), fake), _zero_point(model, name, scheme, scale.numel(), fake)]
+        extra = (axis,) if scheme.granularity == "per_channel" else ()
+        fake.args = (fake.args[0], *parts, *extra, scheme.qmin, scheme.qmax)
     fake.meta["val"] = parameter.detach()
     for layer in layers:
-        layer.args = (layer.args[0], fake, *layer.args[2:])
-    fake.args = (fake.args[0], *parts, *extra, scheme.qmin, scheme.qmax)
+        position = weight_position(layer)
+        layer.args = (*layer.args[:position], fake, *layer.args[position + 1 :])
 
 
-def _zero_point(model: ExportedModel, name: str, scheme: Scheme, scale: Tensor, before: fx.Node) -> fx.Node:
+def _grouped(model: ExportedModel, source: fx.Node, name: str, axis: int, scheme: Scheme, parameter: Tensor) -> fx.Node:
+    """Return the node of a matrix whose rows are quantized in groups: per channel, on a view with a row per group."""
+    rows, width = parameter.shape
+    groups, size = scale_shape((rows, width), scheme, axis)[1], int(scheme.group_size or 1)
+    aten, call = torch.ops.aten, model.graph.call_function
+    rest = groups * size - width
+    padded = call(aten.constant_pad_nd.default, (source, [0, rest])) if rest else source
+    view = call(aten.reshape.default, (padded, [rows * groups, size]))
+    fake = call(PER_CHANNEL, (view,))
+    scale = read_tensor(model, scale_name(name), fake)
+    zero = _zero_point(model, name, scheme, rows * groups, fake)
+    with model.graph.inserting_before(fake):
+        flat = call(aten.reshape.default, (scale, [rows * groups]))
+        zero = zero if scheme.symmetric else call(aten.reshape.default, (zero, [rows * groups]))
+    fake.args = (view, flat, zero, 0, scheme.qmin, scheme.qmax)
+    back = call(aten.reshape.default, (fake, [rows, groups * size]))
+    return call(aten.slice.Tensor, (back, 1, 0, width)) if rest else back
+
+
+def _zero_point(model: ExportedModel, name: str, scheme: Scheme, count: int, before: fx.Node) -> fx.Node:
     if not scheme.symmetric:
         return read_tensor(model, zero_point_name(name), before)
     zero = read_tensor(model, ZERO, before)
-    if not scale.dim():
+    if scheme.granularity == "per_tensor":
         return zero
     with model.graph.inserting_before(before):
-        return model.graph.call_function(torch.ops.aten.expand.default, (zero, [len(scale)]))
+        return model.graph.call_function(torch.ops.aten.expand.default, (zero, [count]))
 
 
 def _after(node: fx.Node) -> fx.Node:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
 from torch import Tensor, fx
 
-from slim_core.errors import PatternError, close_match
 from slim_core.graph.export import ExportedModel
-from slim_quant.graph import is_float, module_path, op_name, owner_of, rank
+from slim_quant.graph import is_float, layer_name, op_name, owner_of, rank
+from slim_quant.overrides import Override, matched, skipping
+from slim_quant.schemes import Scheme
 from slim_quant.targets import CLIPPING, PASSING, TRANSPOSED, Target
 
 
@@ -42,6 +42,10 @@ class WeightPlace:
     axis: int
     layers: tuple[str, ...]
 
+    def along(self, scheme: Scheme) -> int:
+        """Return the axis that scales lie along: that of the output channels, or, per group, that of the inputs."""
+        return 1 if scheme.granularity == "per_group" else self.axis
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -61,42 +65,49 @@ class Placement:
         }
 
 
-def place(model: ExportedModel, target: Target, *, skip: Sequence[str] = ()) -> Placement:
+def place(
+    model: ExportedModel, target: Target, *, skip: Sequence[str] = (), overrides: Sequence[Override] = ()
+) -> Placement:
     """Decide where ``target`` needs quantizers.
 
     Args:
         model: the exported model, batch norms folded.
         target: the runtime.
-        skip: globs over layer names (module paths of weights); these layers stay in float.
+        skip: globs over layer names (module paths of weights), or ``op:`` and an operator (``"op:add"``); these layers
+            stay in float.
+        overrides: of these only ``skip`` counts here.
 
     Raises:
-        PatternError: a pattern of ``skip`` matches no layer.
+        PatternError: a pattern matches no layer.
     """
-    return _Placer(model, target, skip).place()
+    nodes = quantizable(model, target)
+    skipped = {node for _, hits in matched([skipping(item) for item in skip], nodes) for node in hits}
+    skipped |= {node for item, hits in matched(overrides, nodes) if item.skip for node in hits}
+    return _Placer(model, target, skipped).place()
 
 
-def layer_name(node: fx.Node) -> str:
-    """Return the name of a layer: the path of the module that owns its weight, or its node's name."""
-    weight = owner_of(node.args[1]) if len(node.args) > 1 else None
-    if weight is None:
-        return module_path(node) or node.name
-    return weight.removesuffix(".weight")
+def quantizable(model: ExportedModel, target: Target) -> list[fx.Node]:
+    """Return the nodes that ``target`` may quantize: those that patterns can mean."""
+    words = target.weighted | TRANSPOSED | target.concat | target.binary | target.matmul | target.pools
+    return [node for node in model.graph.nodes if op_name(node) in words]
 
 
 class _Placer:
-    def __init__(self, model: ExportedModel, target: Target, skip: Sequence[str]) -> None:
+    def __init__(self, model: ExportedModel, target: Target, skipped: set[fx.Node]) -> None:
         self.nodes: list[fx.Node] = list(model.graph.nodes)
         self.target = target
         self.wanted: set[fx.Node] = set()
         self.parents: dict[fx.Node, fx.Node] = {}
         self.weights: dict[str, list[fx.Node]] = {}
         self.notes: list[str] = []
-        self.skipped = self._skipped(skip)
+        self.skipped = skipped
 
     def place(self) -> Placement:
         for node in self.nodes:
             name = op_name(node)
-            if name in self.target.weighted:
+            if node in self.skipped:
+                self.notes.append(f"{layer_name(node)} stays in float: it is skipped")
+            elif name in self.target.weighted:
                 self._weighted(node, name)
             elif name in self.target.concat:
                 self._concat(node)
@@ -123,9 +134,7 @@ class _Placer:
     def _weighted(self, node: fx.Node, name: str) -> None:
         layer = layer_name(node)
         weight = owner_of(node.args[1])
-        if layer in self.skipped:
-            self.notes.append(f"{layer} stays in float: it is skipped")
-        elif weight is None or not is_float(node.args[0]) or not is_float(node):
+        if weight is None or not is_float(node.args[0]) or not is_float(node):
             self.notes.append(f"{layer} stays in float: its weight is computed, or it does not work on float32")
         else:
             self.weights.setdefault(weight, []).append(node)
@@ -168,7 +177,8 @@ class _Placer:
             self.wanted.add(node)
 
     def _write(self, node: fx.Node) -> None:
-        self.wanted.add(_fused_end(node))
+        if self.target.outputs:
+            self.wanted.add(_fused_end(node))
 
     def _through_passing(self) -> None:
         """Let operators that only move values use one scale for input and output, where both sides are quantized."""
@@ -186,17 +196,6 @@ class _Placer:
         while self.parents.get(node, node) is not node:
             node = self.parents[node]
         return node
-
-    def _skipped(self, skip: Sequence[str]) -> set[str]:
-        layers = [layer_name(node) for node in self.nodes if op_name(node) in self._all_weighted()]
-        matched: set[str] = set()
-        for pattern in skip:
-            hits = {layer for layer in layers if fnmatchcase(layer, pattern)}
-            if not hits:
-                hint = f"{close_match(pattern, layers)} layers: {', '.join(layers[:20])}".strip()
-                raise PatternError(f"skip pattern '{pattern}' matches no layer", hint=hint)
-            matched |= hits
-        return matched
 
     def _all_weighted(self) -> frozenset[str]:
         return self.target.weighted | TRANSPOSED

@@ -7,7 +7,28 @@ from typing import TYPE_CHECKING
 from slim_core import Lazy, hookimpl
 
 if TYPE_CHECKING:
-    from slim_core.registry import Register
+    import pluggy
+
+    from slim_core.registry import Register, Registry
+
+#: slim-quant's own targets; ``slim_quant.targets`` reads the same table.
+TARGETS = {
+    "generic": Lazy("slim_quant.targets", "GENERIC"),
+    "onnxruntime": Lazy("slim_quant.targets", "ONNXRUNTIME"),
+    "openvino": Lazy("slim_quant.targets", "OPENVINO"),
+}
+
+#: slim-quant's own corrections; ``slim_quant.ptq.corrections`` reads the same table.
+CORRECTIONS: dict[str, Lazy] = {}
+
+
+@hookimpl
+def slim_add_hookspecs(pluginmanager: pluggy.PluginManager, registry: Registry) -> None:
+    from slim_quant import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+    registry.add_kind("quant_targets", "quantization target", {})
+    registry.add_kind("corrections", "correction", {})
 
 
 @hookimpl
@@ -18,3 +39,15 @@ def slim_register_techniques(register: Register) -> None:
 @hookimpl
 def slim_register_transforms(register: Register) -> None:
     register("quant.static", Lazy("slim_quant.record", "StaticReplayer"))
+
+
+@hookimpl
+def slim_register_quant_targets(register: Register) -> None:
+    for name, value in TARGETS.items():
+        register(name, value)
+
+
+@hookimpl
+def slim_register_corrections(register: Register) -> None:
+    for name, value in CORRECTIONS.items():
+        register(name, value)

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeGuard
+from dataclasses import dataclass
+from typing import Any, TypeGuard, cast, get_args
 
 from slim_core.checkpoint.strict_json import shown
 from slim_core.errors import CheckpointError
+from slim_quant.edits import KINDS as EDITS
 from slim_quant.placement import ActivationPlace, Placement, WeightPlace
 from slim_quant.schemes import Granularity, Scheme
 
 KIND = "quant.static"
 FIELDS = frozenset({"target", "activation", "placement", "schemes"})
+#: what schema 2 may say too
+NEW_FIELDS = frozenset({"activations", "edits"})
 #: what a scheme also says, about how the weight is stored: read by whoever reads the file's tensors
 STORAGE = frozenset({"axis", "packing", "scale", "zero_point"})
 
@@ -25,21 +29,46 @@ _NODE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TENSOR = re.compile(r"[\w-]+(\.[\w-]+)*")
 _LONGEST = 500
 _MOST_AXES = 8
+_LARGEST_GROUP = 2**31 - 1
 
 
-def read_static(data: Any) -> tuple[Placement, Scheme, dict[str, Scheme]]:
-    """Return placement, scheme of the activations, and schemes of the weights by name.
+@dataclass(frozen=True, slots=True)
+class StaticRecord:
+    """What ``quant.static`` recorded.
+
+    Args:
+        placement: where quantizers are.
+        activations: schemes by name of the scale's node.
+        weights: schemes by weight name.
+        edits: structural edits before the quantizers are inserted.
+    """
+
+    placement: Placement
+    activations: dict[str, Scheme]
+    weights: dict[str, Scheme]
+    edits: tuple[dict[str, str], ...] = ()
+
+
+def read_static(data: Any, schema: int) -> StaticRecord:
+    """Return what the record says.
 
     Raises:
         CheckpointError: names the field that is missing, unknown, or not what it must be.
     """
-    _fields(data, FIELDS, KIND, optional={"target"})
+    later = NEW_FIELDS if schema > 1 else frozenset()
+    _fields(data, FIELDS | later, KIND, optional={"target", *later})
     if "target" in data:
         _name(data["target"], _TENSOR, f"{KIND}.target")
-    activation = _scheme(data["activation"], f"{KIND}.activation")
-    if activation.granularity != "per_tensor":
-        raise _wrong("must be per_tensor", f"{KIND}.activation.granularity")
+    activation = _activation_scheme(data["activation"], f"{KIND}.activation")
     placement = read_placement(data["placement"])
+    activations = {place.scale: activation for place in placement.activations}
+    others = data.get("activations", {})
+    if not isinstance(others, Mapping):
+        raise _wrong("must be an object", f"{KIND}.activations")
+    for name, scheme in others.items():
+        if name not in activations:
+            raise _wrong(f"'{_text(name)}' is no node with a scale of its own", f"{KIND}.activations")
+        activations[name] = _activation_scheme(scheme, f"{KIND}.activations.{name}")
     where, schemes = f"{KIND}.schemes", data["schemes"]
     if not isinstance(schemes, Mapping):
         raise _wrong("must be an object", where)
@@ -47,8 +76,28 @@ def read_static(data: Any) -> tuple[Placement, Scheme, dict[str, Scheme]]:
     for item in placement.weights:
         if item.name not in schemes:
             raise _wrong(f"lacks '{item.name}'", where)
-        weights[item.name] = _scheme(schemes[item.name], f"{where}.{item.name}", STORAGE)
-    return placement, activation, weights
+        weights[item.name] = _scheme(schemes[item.name], f"{where}.{item.name}", STORAGE, groups=schema > 1)
+    return StaticRecord(placement, activations, weights, _edits(data.get("edits", []), f"{KIND}.edits"))
+
+
+def _edits(data: Any, where: str) -> tuple[dict[str, str], ...]:
+    found = []
+    for index, item in enumerate(_items(data, where)):
+        at = f"{where}[{index}]"
+        if not isinstance(item, Mapping) or not isinstance(item.get("kind"), str) or item["kind"] not in EDITS:
+            raise _wrong(f"must be an object whose kind is one of: {', '.join(EDITS)}", at)
+        _fields(item, frozenset({"kind", *EDITS[item["kind"]]}), at)
+        found.append({key: _name(value, _NODE, f"{at}.{key}") for key, value in item.items()})
+        if found[-1] in found[:-1]:
+            raise _wrong("stands twice", at)
+    return tuple(found)
+
+
+def _activation_scheme(data: Any, where: str) -> Scheme:
+    scheme = _scheme(data, where)
+    if scheme.granularity != "per_tensor":
+        raise _wrong("must be per_tensor", f"{where}.granularity")
+    return scheme
 
 
 def read_placement(data: Any, where: str = f"{KIND}.placement") -> Placement:
@@ -84,22 +133,23 @@ def read_placement(data: Any, where: str = f"{KIND}.placement") -> Placement:
     return Placement(places, tuple(weights.values()))
 
 
-def _scheme(data: Any, where: str, more: frozenset[str] = frozenset()) -> Scheme:
+def _scheme(data: Any, where: str, more: frozenset[str] = frozenset(), *, groups: bool = False) -> Scheme:
+    more = more | {"group_size"} if groups else more
     _fields(data, frozenset({"bits", "symmetric", "granularity"}) | more, where, optional=more)
     bits, symmetric, granularity = data["bits"], data["symmetric"], data["granularity"]
     if not _whole(bits) or not 2 <= bits <= 8:
         raise _wrong("must be a whole number from 2 to 8", f"{where}.bits")
     if not isinstance(symmetric, bool):
         raise _wrong("must be true or false", f"{where}.symmetric")
-    return Scheme(bits, symmetric, _granularity(granularity, f"{where}.granularity"))
-
-
-def _granularity(value: Any, where: str) -> Granularity:
-    if value == "per_tensor":
-        return "per_tensor"
-    if value == "per_channel":
-        return "per_channel"
-    raise _wrong("must be per_tensor or per_channel", where)
+    known = get_args(Granularity) if groups else ("per_tensor", "per_channel")
+    if not isinstance(granularity, str) or granularity not in known:
+        raise _wrong(f"must be {' or '.join(known)}", f"{where}.granularity")
+    size = data.get("group_size")
+    if (granularity == "per_group") != ("group_size" in data):
+        raise _wrong("stands with per_group, and only there", f"{where}.group_size")
+    if "group_size" in data and (not _whole(size) or not 1 <= size <= _LARGEST_GROUP):
+        raise _wrong(f"must be a whole number from 1 to {_LARGEST_GROUP}", f"{where}.group_size")
+    return Scheme(bits, symmetric, cast(Granularity, granularity), size)
 
 
 def _fields(data: Any, known: frozenset[str], where: str, optional: Iterable[str] = ()) -> None:

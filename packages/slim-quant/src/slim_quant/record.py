@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,43 +11,57 @@ from torch import Tensor, nn
 from slim_core.errors import CheckpointError, ModelError
 from slim_core.graph.export import ExportedModel, export_graph
 from slim_core.workload import Inputs, Transform
+from slim_quant.edits import apply_edits
 from slim_quant.fold import fold_batch_norms
 from slim_quant.graph import get_tensor, tied_names
 from slim_quant.insert import insert, scale_name, zero_point_name
-from slim_quant.placement import Placement
+from slim_quant.placement import Placement, WeightPlace
 from slim_quant.reading import KIND, read_static
-from slim_quant.schemes import Scheme
+from slim_quant.schemes import ACTIVATION, Scheme, scale_shape
 
-SCHEMA = 1
+#: 2 added schemes of single activations, groups and edits; what 1 says means the same in 2
+SCHEMA = 2
 
 
 def describe(
-    model: ExportedModel, placement: Placement, activation: Scheme, weights: Mapping[str, Scheme], *, target: str,
+    model: ExportedModel, placement: Placement, activations: Mapping[str, Scheme], weights: Mapping[str, Scheme], *,
+    target: str, activation: Scheme = ACTIVATION, edits: Sequence[Mapping[str, Any]] = (),
 ) -> Transform:  # fmt: skip
     """Return the transform of a quantized graph.
 
     It has no tensors of its own: its schemes name the scales and zero points that the graph keeps in its state dict.
+
+    Args:
+        model: the graph.
+        placement: where its quantizers are.
+        activations: schemes by name of the scale's node.
+        weights: schemes by weight name.
+        target: the runtime that it is for.
+        activation: the scheme that most activations have; the others are named.
+        edits: what :mod:`slim_quant.edits` must do before the quantizers are inserted.
     """
-    axes = {place.name: place.axis for place in placement.weights}
+    places = {place.name: place for place in placement.weights}
     schemes: dict[str, dict[str, Any]] = {}
     for name, scheme in weights.items():
         for tied in tied_names(model, name):
-            schemes[tied] = {
-                "bits": scheme.bits,
-                "symmetric": scheme.symmetric,
-                "granularity": scheme.granularity,
-                "axis": axes[name],
+            schemes[tied] = scheme.to_json() | {
+                "axis": places[name].along(scheme),
                 "packing": _packing(scheme),
                 "scale": scale_name(name),
             }
             if not scheme.symmetric:
                 schemes[tied]["zero_point"] = zero_point_name(name)
-    data = {
+    data: dict[str, Any] = {
         "target": target,
-        "activation": _scheme_json(activation),
+        "activation": activation.to_json(),
         "placement": placement.to_json(),
         "schemes": schemes,
     }
+    others = {name: scheme.to_json() for name, scheme in activations.items() if scheme != activation}
+    if others:
+        data["activations"] = others
+    if edits:
+        data["edits"] = [dict(edit) for edit in edits]
     return Transform(KIND, SCHEMA, data)
 
 
@@ -60,32 +74,35 @@ class StaticReplayer:
         Raises:
             CheckpointError: the record is malformed or does not fit the model.
         """
-        if transform.schema != SCHEMA:
+        if transform.schema not in (1, SCHEMA):
             raise CheckpointError(
                 f"schema {transform.schema} is not known", field=KIND, hint="a newer slim-quant wrote it: upgrade"
             )
-        placement, activation, weights = read_static(transform.data)
+        record = read_static(transform.data, transform.schema)
         graph = export_graph(model, example_inputs, copy=False)
         fold_batch_norms(graph)
         try:
+            apply_edits(graph, record.edits)
             device = next((tensor.device for tensor in model.parameters()), torch.device("meta"))
-            scales = {place.scale: _empty(None, device) for place in placement.activations}
-            channels = {
-                place.name: _empty(_channels(graph, place.name, place.axis, weights[place.name]), device)
-                for place in placement.weights
+            scales = {place.scale: _empty((), device) for place in record.placement.activations}
+            shapes = {
+                place.name: _shape(graph, place, record.weights[place.name]) for place in record.placement.weights
             }
-            insert(graph, placement, scales, channels, activation, weights)
+            channels = {name: _empty(shape, device) for name, shape in shapes.items()}
+            insert(graph, record.placement, scales, channels, record.activations, record.weights)
         except (KeyError, IndexError, AttributeError, ModelError) as error:
             raise CheckpointError(f"does not fit the model: {error}", field=KIND) from error
         return graph
 
 
-def _channels(model: ExportedModel, name: str, axis: int, scheme: Scheme) -> int | None:
-    return get_tensor(model, name).shape[axis] if scheme.granularity == "per_channel" else None
+def _shape(model: ExportedModel, place: WeightPlace, scheme: Scheme) -> tuple[int, ...]:
+    shape = tuple(get_tensor(model, place.name).shape)
+    if scheme.granularity == "per_group" and len(shape) != 2:
+        raise ModelError(f"'{place.name}' is no matrix, which quantization per group needs")
+    return scale_shape(shape, scheme, place.along(scheme))
 
 
-def _empty(size: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    shape = () if size is None else (size,)
+def _empty(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.ones(shape, device=device), torch.zeros(shape, dtype=torch.int32, device=device)
 
 
@@ -93,7 +110,3 @@ def _packing(scheme: Scheme) -> str:
     if scheme.bits <= 4 and scheme.symmetric:
         return "int4"
     return "int8" if scheme.symmetric else "uint8"
-
-
-def _scheme_json(scheme: Scheme) -> dict[str, Any]:
-    return {"bits": scheme.bits, "symmetric": scheme.symmetric, "granularity": scheme.granularity}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from slim_core.errors import SlimError
 
-Granularity = Literal["per_tensor", "per_channel"]
+Granularity = Literal["per_tensor", "per_channel", "per_group"]
 
 #: Smallest scale: with it, an int8 range ends at 1.5e-36, still a normal float32.
 SMALLEST_SCALE = 2.0**-126
@@ -24,15 +25,18 @@ class Scheme:
         bits: 2 to 8.
         symmetric: zero point 0 and a range without the most negative integer (-127..127); otherwise unsigned with a
             zero point (0..255).
-        granularity: one scale for the tensor ("layer-wise") or one per channel ("channel-wise").
+        granularity: one scale for the tensor ("layer-wise"), one per channel ("channel-wise"), or one per
+            ``group_size`` neighbours along the input axis (weights of linear layers and embeddings).
+        group_size: only per group; the last group of a row may be shorter.
 
     Raises:
-        SlimError: other bits, or an unknown granularity.
+        SlimError: other bits, an unknown granularity, or a group size that is missing or has no use.
     """
 
     bits: int = 8
     symmetric: bool = True
     granularity: Granularity = "per_tensor"
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -41,6 +45,10 @@ class Scheme:
             raise SlimError(
                 f"unknown granularity '{self.granularity}'", hint=f"known: {', '.join(get_args(Granularity))}"
             )
+        if self.granularity == "per_group" and (self.group_size is None or self.group_size < 1):
+            raise SlimError("a scheme per group needs a group size of at least 1", hint="group_size=32, for instance")
+        if self.granularity != "per_group" and self.group_size is not None:
+            raise SlimError(f"a scheme {self.granularity} has no group size", hint='granularity="per_group" has one')
 
     @property
     def qmin(self) -> int:
@@ -49,6 +57,31 @@ class Scheme:
     @property
     def qmax(self) -> int:
         return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON; ``group_size`` stands there only where it has a meaning."""
+        found: dict[str, Any] = {"bits": self.bits, "symmetric": self.symmetric, "granularity": self.granularity}
+        return found if self.group_size is None else found | {"group_size": self.group_size}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Scheme:
+        """Return the scheme that :meth:`to_json` wrote; what does not stand there has its default.
+
+        Raises:
+            SlimError: there is no such setting, or not with this value.
+        """
+        unknown = sorted(set(data) - {"bits", "symmetric", "granularity", "group_size"})
+        if unknown:
+            raise SlimError(
+                f"a scheme has no setting '{unknown[0]}'", hint="known: bits, symmetric, granularity, group_size"
+            )
+        return cls(**data)
+
+
+#: What activations are unless the caller says otherwise: unsigned, one scale for the tensor.
+ACTIVATION = Scheme(bits=8, symmetric=False, granularity="per_tensor")
+#: What weights are unless the caller says otherwise: signed and symmetric, one scale per output channel.
+WEIGHT = Scheme(bits=8, symmetric=True, granularity="per_channel")
 
 
 def qparams(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
@@ -70,19 +103,52 @@ def qparams(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
 
 
 def quantize(values: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, axis: int = 0) -> Tensor:
-    """Return the integers, as float32: round half to even, then saturate."""
-    scale, zero_point = _along(scale, values, axis), _along(zero_point, values, axis)
+    """Return the integers, as float32: round half to even, then saturate.
+
+    Args:
+        values: any shape.
+        scale: 0-dimensional; one per index of ``axis``; or per group the shape of ``values`` with one entry for each
+            group along ``axis``.
+        zero_point: of the same shape.
+        scheme: bits, symmetry, group size.
+        axis: of the channels, or along which groups lie.
+    """
+    scale, zero_point = (spread(item, values, axis, scheme.group_size) for item in (scale, zero_point))
     return torch.clamp(torch.round(values / scale) + zero_point, scheme.qmin, scheme.qmax)
 
 
-def dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor, axis: int = 0) -> Tensor:
+def dequantize(
+    integers: Tensor, scale: Tensor, zero_point: Tensor, axis: int = 0, group_size: int | None = None
+) -> Tensor:
     """Return ``(integers - zero_point) * scale``."""
-    return (integers - _along(zero_point, integers, axis)) * _along(scale, integers, axis)
+    scale, zero_point = (spread(item, integers, axis, group_size) for item in (scale, zero_point))
+    return (integers - zero_point) * scale
 
 
 def on_grid(values: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, axis: int = 0) -> Tensor:
     """Return the nearest representable values."""
-    return dequantize(quantize(values, scale, zero_point, scheme, axis), scale, zero_point, axis)
+    integers = quantize(values, scale, zero_point, scheme, axis)
+    return dequantize(integers, scale, zero_point, axis, scheme.group_size)
+
+
+def spread(parameter: Tensor, values: Tensor, axis: int, group_size: int | None = None) -> Tensor:
+    """Return scales or zero points in a shape that broadcasts against ``values``."""
+    if parameter.dim() == 0:
+        return parameter
+    if group_size is not None:
+        return parameter.repeat_interleave(group_size, axis).narrow(axis, 0, values.shape[axis])
+    shape = [1] * values.dim()
+    shape[axis] = -1
+    return parameter.view(shape)
+
+
+def scale_shape(shape: tuple[int, ...], scheme: Scheme, axis: int) -> tuple[int, ...]:
+    """Return the shape of the scales of a tensor of ``shape``."""
+    if scheme.granularity == "per_tensor":
+        return ()
+    if scheme.granularity == "per_channel":
+        return (shape[axis],)
+    return (*shape[:axis], -(-shape[axis] // int(scheme.group_size or 1)), *shape[axis + 1 :])
 
 
 def sqnr_db(reference: Tensor, other: Tensor) -> float:
@@ -92,11 +158,3 @@ def sqnr_db(reference: Tensor, other: Tensor) -> float:
     if noise == 0:
         return float("inf")
     return float(10 * torch.log10(torch.tensor(max(signal, 1e-300) / noise, dtype=torch.float64)))
-
-
-def _along(parameter: Tensor, values: Tensor, axis: int) -> Tensor:
-    if parameter.dim() == 0:
-        return parameter
-    shape = [1] * values.dim()
-    shape[axis] = -1
-    return parameter.view(shape)

@@ -1,10 +1,17 @@
-"""What each runtime computes in integers: one ``Target`` per runtime. Data only; ``placement.py`` reads it."""
+"""What each runtime computes in integers: one ``Target`` per runtime. Data only; ``placement.py`` reads it.
+
+A plugin adds a target with the hook ``slim_register_quant_targets``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from slim_core.errors import UnknownNameError, close_match
+from slim_core.errors import SlimError, UnknownNameError
+
+if TYPE_CHECKING:
+    from slim_core.registry import Registry
 
 CONVOLUTIONS = frozenset({
     "aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default",
@@ -53,35 +60,69 @@ class Target:
 
 
 _POOLS = frozenset({"aten.adaptive_avg_pool2d.default", "aten.avg_pool2d.default", "aten.mean.dim"})
-_TARGETS = {
-    "onnxruntime": Target(
-        name="onnxruntime",
-        weighted=CONVOLUTIONS | LINEAR,  # it has no integer transposed convolution
-        binary=frozenset({"aten.add.Tensor", "aten.mul.Tensor"}),
-        matmul=frozenset({"aten.matmul.default", "aten.bmm.default"}),
-        pools=_POOLS,
-        concat=frozenset({"aten.cat.default"}),
-        float_results=LINEAR,
-    ),
-    "generic": Target(
-        name="generic",
-        weighted=CONVOLUTIONS | TRANSPOSED | LINEAR,
-        binary=frozenset(),
-        matmul=frozenset({"aten.matmul.default", "aten.bmm.default"}),
-        pools=frozenset(),
-        concat=frozenset(),
-        outputs=False,
-    ),
-}
+
+ONNXRUNTIME = Target(
+    name="onnxruntime",
+    weighted=CONVOLUTIONS | LINEAR,  # it has no integer transposed convolution
+    binary=frozenset({"aten.add.Tensor", "aten.mul.Tensor"}),
+    matmul=frozenset({"aten.matmul.default", "aten.bmm.default"}),
+    pools=_POOLS,
+    concat=frozenset({"aten.cat.default"}),
+    float_results=LINEAR,
+)
+OPENVINO = Target(
+    name="openvino",
+    weighted=CONVOLUTIONS | TRANSPOSED | LINEAR,
+    binary=frozenset({"aten.add.Tensor"}),
+    matmul=frozenset({"aten.matmul.default", "aten.bmm.default"}),
+    pools=frozenset(),
+    concat=frozenset(),
+    outputs=False,
+)
+GENERIC = Target(
+    name="generic",
+    weighted=CONVOLUTIONS | TRANSPOSED | LINEAR,
+    binary=frozenset(),
+    matmul=frozenset({"aten.matmul.default", "aten.bmm.default"}),
+    pools=frozenset(),
+    concat=frozenset(),
+    outputs=False,
+)
 
 
-def get_target(name: str) -> Target:
-    """Return the target called ``name``.
+def get_target(target: str | Target, registry: Registry | None = None) -> Target:
+    """Return a target by name; a :class:`Target` is returned as it is.
+
+    Args:
+        target: the name, or the target itself.
+        registry: where names are looked up; without one the built-in names are found at once, and others among all
+            installed plugins.
 
     Raises:
-        UnknownNameError: there is none.
+        UnknownNameError: nobody registered the name.
+        SlimError: what was registered is no target.
     """
-    if name not in _TARGETS:
-        hint = f"{close_match(name, _TARGETS)} known: {', '.join(_TARGETS)}".strip()
-        raise UnknownNameError(f"unknown quantization target '{name}'", hint=hint)
-    return _TARGETS[name]
+    if isinstance(target, Target):
+        return target
+    if registry is None:
+        from slim_quant.plugin import TARGETS
+
+        if target in TARGETS:
+            registered = TARGETS[target].resolve()
+            return _checked(target, registered)
+        from slim_core.plugins import load_plugins
+
+        registry = load_plugins().registry
+    try:
+        return _checked(target, registry.get("quant_targets", target))
+    except UnknownNameError as error:
+        raise UnknownNameError(f"unknown quantization target '{target}'", hint=error.hint) from error
+
+
+def _checked(name: str, registered: object) -> Target:
+    if not isinstance(registered, Target):
+        raise SlimError(
+            f"quantization target '{name}' is a {type(registered).__name__}",
+            hint="register a slim_quant.targets.Target",
+        )
+    return registered

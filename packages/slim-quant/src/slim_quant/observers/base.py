@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from slim_core.errors import UnknownNameError, close_match
+from slim_quant.named import Named, build, split
 from slim_quant.schemes import Scheme
 
 #: names of the observers, for configurations and messages
@@ -27,11 +28,15 @@ class Observer(Protocol):
         """
 
 
-def make_observer(name: str) -> Observer:
+def make_observer(observer: Named) -> Observer:
     """Return a fresh observer.
+
+    Args:
+        observer: its name, or ``{"name": "percentile", "share": 0.999}``.
 
     Raises:
         UnknownNameError: no observer has this name.
+        SlimError: it has no such option, or not with this value.
     """
     from slim_quant.observers import histogram, minmax
 
@@ -42,7 +47,18 @@ def make_observer(name: str) -> Observer:
         "percentile": histogram.PercentileObserver,
         "mse": histogram.MSEObserver,
     }
+    name, options = split(observer, "an observer", '{"name": "percentile", "share": 0.999}')
     if name not in makers:
         hint = f"{close_match(name, OBSERVERS)} known: {', '.join(OBSERVERS)}".strip()
         raise UnknownNameError(f"unknown observer '{name}'", hint=hint)
-    return makers[name]()
+    return build(name, makers[name], options, "observer")
+
+
+def check_observer(observer: Named) -> None:
+    """Check name and options, before there is anything to observe.
+
+    Raises:
+        UnknownNameError: no observer has this name.
+        SlimError: it has no such option, or not with this value.
+    """
+    make_observer(observer)

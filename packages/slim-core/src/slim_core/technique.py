@@ -49,7 +49,8 @@ class StepResult:
         details: JSON values for the report. Keys that the report draws: ``"channels"`` (list of
             ``{"name", "kept", "total"}``), ``"history"`` (list of ``{"epoch", "loss", "lr", <metric>…}``),
             ``"layers"`` (list of ``{"name", …figures}``), ``"curves"`` (list of ``{"title", "x_label", "y_label",
-            "series": [{"name", "x": […], "y": […]}]}``, each a line chart); anything else is listed.
+            "series": [{"name", "x": […], "y": […]}]}``, each a line chart), ``"plots"`` (list of bars, histograms and
+            scatter plots, as :func:`slim_core.report.plots.read_plots` reads them); anything else is listed.
         notes: one line for everything that was left alone, degraded or skipped, with the reason.
     """
 

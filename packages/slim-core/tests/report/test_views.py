@@ -286,6 +286,24 @@ def test_charts_that_a_step_asked_for_are_on_the_page_and_in_the_data(report, tm
     assert Report.from_json(data).steps[1].curves == ()
 
 
+def test_plots_that_a_step_asked_for_are_on_the_page_and_in_the_data(report, tmp_path):
+    bars = {"kind": "bars", "title": "SQNR by <layer>", "unit": "dB", "rows": [{"name": "conv", "value": 31.0}]}
+    histogram = {"kind": "histogram", "title": "w <1>", "edges": [0.0, 1.0], "counts": [3.0], "marks": []}
+    asked = (bars, *(histogram,) * 8, {"kind": "unknown"})
+    step = replace(report.steps[1], plots=asked)
+    with_plots = replace(report, steps=(report.steps[0], step, *report.steps[2:]))
+    page = render_html(with_plots)
+    assert "conv: 31.0 dB" in page
+    assert page.count(">w &lt;1&gt;</text>") == 8
+    assert "2 more plots" in page
+    write_views(with_plots, tmp_path)
+    assert read_report(tmp_path / "report.json").steps[1].plots == asked
+    data = report.to_json()
+    for item in data["steps"]:
+        del item["plots"]  # a report from before there were any
+    assert Report.from_json(data).steps[1].plots == ()
+
+
 def test_a_horizontal_axis_of_fractions_has_marks():
     chart = Chart("t", "share", (Series("s", ((0.25, 1.0), (0.75, 2.0))),))
     texts = [

@@ -71,7 +71,7 @@ def channel_rows(value: Any) -> tuple[ChannelRow, ...]:
 
 
 def table_rows(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Read a technique's ``details["history"]``, ``details["layers"]`` or ``details["curves"]``."""
+    """Read a technique's ``details["history"]``, ``["layers"]``, ``["curves"]`` or ``["plots"]``."""
     return tuple({str(key): json_value(item) for key, item in row.items()} for row in _mappings(value))
 
 

@@ -32,7 +32,7 @@ from slim_core.technique import Run, StepResult
 from slim_core.workload import Workload
 
 #: keys of ``StepResult.details`` that the report draws; the others are listed
-_DRAWN = ("channels", "history", "layers", "curves")
+_DRAWN = ("channels", "history", "layers", "curves", "plots")
 
 BASE = "original"
 
@@ -222,6 +222,7 @@ def _do_step(
         history=table_rows(result.details.get("history")),
         layers=table_rows(result.details.get("layers")),
         curves=table_rows(result.details.get("curves")),
+        plots=table_rows(result.details.get("plots")),
         details=details,
         notes=tuple(without_folders(note) for note in (*result.notes, *notes)),
     )

@@ -154,6 +154,7 @@ class StepRow:
         details: everything else that the technique told.
         notes: what was left alone, degraded or skipped.
         curves: one mapping per chart: ``title``, ``x_label``, ``y_label`` and ``series``, each ``{name, x, y}``.
+        plots: bars, histograms and scatter plots, as ``plots.read_plots`` reads them.
     """
 
     index: int
@@ -168,6 +169,7 @@ class StepRow:
     details: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     curves: tuple[Mapping[str, Any], ...] = ()
+    plots: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +285,7 @@ def step_from_json(data: Mapping[str, Any]) -> StepRow:
             "layers": tuple(data["layers"]),
             "notes": tuple(data["notes"]),
             "curves": tuple(data.get("curves", ())),
+            "plots": tuple(data.get("plots", ())),
         }
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from slim_core.report import figures, svg
+from slim_core.report import figures, plots, svg
 from slim_core.report import format as fmt
 from slim_core.report.data import Note, Report, StepRow
 
@@ -31,7 +31,7 @@ _WORDS = {
 def render_html(report: Report) -> str:
     """Return the page. Every text of the report is escaped; the page loads nothing and runs no script."""
     sections: list[Callable[[Report], str]] = [
-        _problems, _table, _latency, _stages, _channels, _training, _curves, _layers, _notes, _facts,
+        _problems, _table, _latency, _stages, _channels, _training, _curves, _plots, _layers, _notes, _facts,
     ]  # fmt: skip
     css = resources.files("slim_core.report").joinpath("page.css").read_text(encoding="utf-8")
     body = "\n".join(text for text in (section(report) for section in sections) if text)
@@ -210,9 +210,30 @@ def _curves(report: Report) -> str:
     return _section("Curves", "".join(parts), "What the steps measured on their way.") if parts else ""
 
 
+def _plots(report: Report) -> str:
+    """The other plots that techniques asked for; more than a few are folded away."""
+    parts = []
+    for step in report.steps:
+        found = plots.read_plots(step.plots)
+        wide = [f"<figure>{plots.draw(plot)}</figure>" for plot in found if isinstance(plot, plots.Bars)]
+        small = [f"<figure>{plots.draw(plot)}</figure>" for plot in found if not isinstance(plot, plots.Bars)]
+        if found:
+            parts.append(f"<h3>{_text(_title(step))}</h3>{''.join(wide)}{_folded(small)}")
+    return _section("Plots", "".join(parts), "What the steps found in the model and in its data.") if parts else ""
+
+
+def _folded(drawn: Sequence[str]) -> str:
+    shown, rest = drawn[:OPEN_CHARTS], drawn[OPEN_CHARTS:]
+    parts = [f'<div class="charts">{"".join(part)}</div>' if part else "" for part in (shown, rest)]
+    return parts[0] + (f"<details><summary>{len(rest)} more plots</summary>{parts[1]}</details>" if rest else "")
+
+
+def _title(step: StepRow) -> str:
+    return "original" if step.index == 0 else f"{step.index}. {step.name}"
+
+
 def _drawn(step: StepRow, charts: Sequence[figures.Chart]) -> str:
-    title = "original" if step.index == 0 else f"{step.index}. {step.name}"
-    return f"<h3>{_text(title)}</h3>{_charts(charts)}"
+    return f"<h3>{_text(_title(step))}</h3>{_charts(charts)}"
 
 
 def _charts(charts: Sequence[figures.Chart]) -> str:

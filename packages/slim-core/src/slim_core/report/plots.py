@@ -1,13 +1,16 @@
 """More drawings in the manner of ``svg.py``: bars of figures, histograms with marks, points with their Pareto front.
 
-The numbers are given; nothing is computed here but :func:`front`. ``svg_file.standalone`` makes files of them.
+A plot is data first (:class:`Bars`, :class:`Histogram`, :class:`Scatter`), also as JSON (:func:`read_plots`), and
+:func:`draw` draws it. Nothing is computed here but :func:`front`. ``svg_file.standalone`` makes files of drawings.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from slim_core.report import format as fmt
 from slim_core.report.svg import HEIGHT, WIDTH, escaped, opened, scale, shorten, tick_text, ticks
@@ -31,6 +34,21 @@ class Bar:
     value: float
     note: str = ""
     pale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Bars from zero, to one scale.
+
+    Args:
+        title: what they show.
+        rows: from top to bottom.
+        unit: of all figures.
+    """
+
+    title: str
+    rows: tuple[Bar, ...]
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +78,39 @@ class Point:
     group: str = ""
 
 
-def bars(rows: Sequence[Bar], *, title: str, unit: str = "") -> str:
-    """Return one horizontal bar per row, from zero; negative figures go to the left."""
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """Points, and the front of them all: least ``x``, most ``y``."""
+
+    title: str
+    x_label: str
+    y_label: str
+    points: tuple[Point, ...]
+
+
+Plot = Bars | Histogram | Scatter
+
+
+def draw(plot: Plot) -> str:
+    """Return a plot as SVG."""
+    if isinstance(plot, Bars):
+        return _bars(plot)
+    return _histogram(plot) if isinstance(plot, Histogram) else _scatter(plot)
+
+
+def read_plots(items: Any) -> tuple[Plot, ...]:
+    """Return the plots that stand as JSON in a list; what is no plot is left out, and figures that are not finite too.
+
+    ``{"kind": "bars", "title", "unit", "rows": [{"name", "value", "note", "pale"}]}``; ``{"kind": "histogram", "title",
+    "edges", "counts", "marks": [{"name", "x"}]}``; ``{"kind": "scatter", "title", "x_label", "y_label", "points":
+    [{"name", "x", "y", "group"}]}``.
+    """
+    found = [_read(item) for item in items if isinstance(item, Mapping)] if isinstance(items, list | tuple) else []
+    return tuple(plot for plot in found if plot is not None)
+
+
+def _bars(plot: Bars) -> str:
+    rows, title, unit = plot.rows, plot.title, plot.unit
     values = [row.value for row in rows if math.isfinite(row.value)]
     marks = ticks(min([0.0, *values]), max([0.0, *values]))
     longest = max([len(row.name) for row in rows] + [1])
@@ -93,8 +142,8 @@ def bars(rows: Sequence[Bar], *, title: str, unit: str = "") -> str:
     return "".join(parts)
 
 
-def histogram(chart: Histogram) -> str:
-    """Return a histogram with its marks; counts are drawn on a logarithmic scale, so that rare values are seen."""
+def _histogram(chart: Histogram) -> str:
+    """Counts are drawn on a logarithmic scale, so that rare values are seen."""
     most = max(chart.counts, default=0.0)
     least = min((count for count in chart.counts if count > 0), default=1.0)
     spread = [chart.edges[0], chart.edges[-1], *(x for _, x in chart.marks)]
@@ -109,7 +158,7 @@ def histogram(chart: Histogram) -> str:
     described = f"{chart.title}, from {chart.edges[0]:.4g} to {chart.edges[-1]:.4g}"
     parts = [opened(WIDTH, HEIGHT, f"{described}; {marks}" if marks else described)]
     parts.append(f'<text class="ink" x="{_LEFT:.0f}" y="14">{escaped(shorten(chart.title, 56))}</text>')
-    for left, right, count in zip(chart.edges, chart.edges[1:], chart.counts, strict=False):
+    for (left, right), count in zip(pairwise(chart.edges), chart.counts, strict=True):
         if count > 0:
             y = up(math.log10(count))
             parts.append(
@@ -134,8 +183,8 @@ def histogram(chart: Histogram) -> str:
     return "".join(parts)
 
 
-def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str, fronts: bool = True) -> str:
-    """Return points, a colour per group, and a line through the front of all: least ``x``, most ``y``."""
+def _scatter(plot: Scatter) -> str:
+    points, title, x_label, y_label = plot.points, plot.title, plot.x_label, plot.y_label
     xs, ys = (
         ticks(min(p.x for p in points), max(p.x for p in points), 6),
         ticks(min(p.y for p in points), max(p.y for p in points)),
@@ -159,9 +208,8 @@ def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str, 
         f'<text x="{WIDTH - _RIGHT:.0f}" y="{HEIGHT - 2:.0f}" text-anchor="end">{escaped(x_label)}</text>'
         f'<text x="{_LEFT + 4:.0f}" y="{_TOP + 10:.0f}">{escaped(y_label)}</text>'
     )
-    if fronts:
-        path = " ".join(f"{at(p.x):.1f},{up(p.y):.1f}" for p in front(points))
-        parts.append(f'<polyline class="curve" points="{path}"/>')
+    path = " ".join(f"{at(p.x):.1f},{up(p.y):.1f}" for p in front(points))
+    parts.append(f'<polyline class="curve" points="{path}"/>')
     groups = list(dict.fromkeys(point.group for point in points))
     for point in points:
         style = f"s{min(groups.index(point.group) + 1, _MOST_SERIES)}"
@@ -181,3 +229,47 @@ def front(points: Sequence[Point]) -> tuple[Point, ...]:
         if not kept or point.y > kept[-1].y:
             kept.append(point)
     return tuple(kept)
+
+
+def _read(item: Mapping[str, Any]) -> Plot | None:
+    title = str(item.get("title", ""))
+    if item.get("kind") == "bars":
+        rows = [
+            Bar(str(row.get("name", "")), value, str(row.get("note", "")), row.get("pale") is True)
+            for row in _mappings(item.get("rows"))
+            if (value := _number(row.get("value"))) is not None
+        ]
+        return Bars(title, tuple(rows), str(item.get("unit", ""))) if rows else None
+    if item.get("kind") == "histogram":
+        edges, counts = _numbers(item.get("edges")), _numbers(item.get("counts"))
+        marks = [
+            (str(mark.get("name", "")), x)
+            for mark in _mappings(item.get("marks"))
+            if (x := _number(mark.get("x"))) is not None
+        ]
+        rising = all(one <= other for one, other in pairwise(edges))
+        fits = len(edges) == len(counts) + 1 and len(counts) > 0 and rising
+        return Histogram(title, edges, counts, tuple(marks)) if fits else None
+    if item.get("kind") == "scatter":
+        points = [
+            Point(str(point.get("name", "")), x, y, str(point.get("group", "")))
+            for point in _mappings(item.get("points"))
+            if (x := _number(point.get("x"))) is not None and (y := _number(point.get("y"))) is not None
+        ]
+        labels = str(item.get("x_label", "")), str(item.get("y_label", ""))
+        return Scatter(title, *labels, tuple(points)) if points else None
+    return None
+
+
+def _mappings(items: Any) -> list[Mapping[str, Any]]:
+    return [item for item in items if isinstance(item, Mapping)] if isinstance(items, list | tuple) else []
+
+
+def _numbers(items: Any) -> tuple[float, ...]:
+    found = [_number(item) for item in items] if isinstance(items, list | tuple) else []
+    return tuple(number for number in found if number is not None) if None not in found else ()
+
+
+def _number(value: Any) -> float | None:
+    plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if plain else None

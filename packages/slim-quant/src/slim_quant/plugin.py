@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slim_core import Lazy, hookimpl
 
@@ -51,3 +51,8 @@ def slim_register_quant_targets(register: Register) -> None:
 def slim_register_corrections(register: Register) -> None:
     for name, value in CORRECTIONS.items():
         register(name, value)
+
+
+@hookimpl
+def slim_register_commands(cli: Any) -> None:
+    cli.add_lazy("quant", Lazy("slim_quant.cli", "quant"), "Quantize a model, and write the file of its runtime.")

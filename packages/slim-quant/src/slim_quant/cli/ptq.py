@@ -56,6 +56,7 @@ def ptq_command(
         corrections=chosen,
         seed=seed,
         progress=app.output.progress,
+        registry=app.registry,
         **arguments,
     )
     data: dict[str, Any] = {

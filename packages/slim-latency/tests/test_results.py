@@ -72,6 +72,12 @@ def test_other_kernels_in_another_round_are_no_measurement() -> None:
         table_of("d", [header(), sample(0, 2.0), other])
 
 
+def test_independent_kernels_may_run_in_another_order_in_another_round() -> None:
+    turned = sample(1, 2.0)
+    turned["kernels"] = turned["kernels"][::-1]
+    assert table_of("d", [header(), sample(0, 2.0), turned]) == table_of("d", [header(), sample(0, 2.0), sample(1, 2.0)])
+
+
 @pytest.mark.parametrize(
     "changes", [{"model": []}, {"ms": None}, {"kernels": [["k"]]}, {"kernels": 3}, {"at": "now"}, {"ms": "fast"}]
 )

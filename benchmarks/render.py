@@ -1,7 +1,8 @@
 """Render the benchmark results into the docs: no figure in a page is typed by hand.
 
 A page holds ``<!-- figures: NAME -->`` … ``<!-- end -->``; the lines between are replaced by the table that
-``RENDERERS[NAME]`` makes of ``results/NAME.json``. ``--check`` changes nothing and fails where a page is stale.
+``RENDERERS[NAME]`` makes of ``results/NAME.json``, or by a line that says that nothing was measured yet. ``--check``
+changes nothing and fails where a page is stale.
 """
 
 from __future__ import annotations
@@ -10,21 +11,17 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from quantizing import tables as quantization
+from tabular import table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 PAGES = ("README.md", "docs/**/*.md", "packages/*/README.md")
 _BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table; columns after the first are right-aligned."""
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
 
 
 def megabytes(count: float) -> str:
@@ -401,6 +398,7 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "sparsity_runtimes": sparsity_runtimes,
     "training_speed": training_speed,
     "zoo_costs": zoo_costs,
+    **quantization.RENDERERS,
 }
 
 
@@ -409,6 +407,8 @@ def rendered(text: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         name = match[2]
+        if not (RESULTS / f"{name}.json").is_file():
+            return f"{match[1]}\nNot measured yet: `python benchmarks/{name}.py` does.\n\n{match[4]}"
         data = json.loads((RESULTS / f"{name}.json").read_text())
         return f"{match[1]}\n{RENDERERS[name](data)}\n\n{match[4]}"
 

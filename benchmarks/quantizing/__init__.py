@@ -1,0 +1,1 @@
+"""Parts of the quantization benchmarks; the scripts are one folder up."""

@@ -6,7 +6,7 @@ Each command builds a quantized workload in its own way and hands it to :func:`d
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,6 +242,16 @@ def validation(workload: Workload, samples: int) -> Iterator[Any]:
         left -= min(size, left)
         if not left:
             return
+
+
+def drawn(app: App, path: Path, plots: Sequence[Mapping[str, Any]], title: str, lines: Sequence[str] = ()) -> None:
+    """Write plots into an SVG file."""
+    from slim_core.files import write_text
+    from slim_quant.figures import picture
+
+    with writing(path):
+        write_text(path, picture(plots, title=title, lines=lines))
+    app.output.note(f"drawn into {path}")
 
 
 def tensor_bytes(workload: Workload) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from slim_core.cli.options import WorkloadRequest, named, workload_options
-from slim_quant.cli.delivery import Wanted, deliver, wanted_options
+from slim_quant.cli.delivery import Wanted, deliver, drawn, wanted_options
 from slim_quant.cli.options import SchemeRequest, scheme_options
 
 
@@ -66,6 +66,11 @@ def ptq_command(
         "sqnr_db": result.report.sqnr_db,
     }
     data |= deliver(app, workload, workload.with_model(result.model, result.transform), wanted, asked.target)
+    if wanted.plot is not None:
+        from slim_quant.figures import sqnr_bars
+
+        drawn(app, wanted.plot, sqnr_bars(data["layers"]), f"{request.model or request.checkpoint}, quantized")
+        data["plot"] = {"path": str(wanted.plot)}
     from slim_quant.cli.views import line, overview
 
     app.output.emit(data, lambda: overview(data), lambda: line(data))

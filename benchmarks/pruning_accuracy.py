@@ -3,19 +3,22 @@
 Every method prunes the same trained model to the same share of its MACs (counted by ``slim_core.graph.cost``), with
 kept channels a multiple of 8, and is fine-tuned by the same ``FitConfig`` with the same seeds. Torch-Pruning has
 channel ratios only; its ratio is bisected until the MACs fit. Rows are written as they come, and a stopped run goes on
-where it stopped. Starts from the models of ``bases.py``.
+where it stopped; several processes may fill one result. Starts from the models of ``bases.py``.
 
-    python benchmarks/pruning_accuracy.py [--models mobilenet_v1 resnet20] [--seeds 3] [--epochs 2]
+    python benchmarks/pruning_accuracy.py [--models mobilenet_v1 resnet20] [--seeds 0 1 2] [--epochs 2]
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import fcntl
 import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -127,8 +130,9 @@ def run(
     before = macs(base.model, base.example_inputs)
     cut = bases.judged(replace(base, model=pruned))
     config = FitConfig(
-        epochs=arguments.epochs, lr=0.04, weight_decay=5e-4, warmup_epochs=0.1, eval_every=arguments.epochs, seed=seed
-    )
+        epochs=arguments.epochs, lr=0.04, weight_decay=5e-4, warmup_epochs=0.1, eval_every=arguments.epochs, seed=seed,
+        amp=bases.BASES[model_name].config.amp,
+    )  # fmt: skip
     result = fit(replace(base, model=pruned), config, folder=folder / "fit", inplace=True)
     tuned = bases.judged(result.workload)
     return {
@@ -171,47 +175,68 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=["mobilenet_v1", "resnet20"], choices=list(bases.BASES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=2, help="epochs of fine-tuning, for all methods alike")
     parser.add_argument("--folder", type=Path, default=bases.FOLDER.parent / "pruning-accuracy")
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     registry = load_plugins().registry
     pictures = bases.data(registry)
-    rows: list[dict[str, Any]] = []
-    originals: dict[str, float] = {}
-    if arguments.output.exists():
-        earlier = json.loads(arguments.output.read_text())
-        if earlier["epochs"] == arguments.epochs:
-            rows, originals = earlier["rows"], earlier["original_top1"]
-    known: set[tuple[str, str, float, int]] = {(r["model"], r["method"], r["budget_macs"], r["seed"]) for r in rows}
     for model_name in arguments.models:
         base = bases.trained(model_name, registry, pictures)
-        if model_name not in originals:
-            originals[model_name] = bases.judged(base)["top1"]
-        for seed in range(arguments.seeds):
+        original = bases.judged(base)["top1"]
+        for seed in arguments.seeds:
             for budget in arguments.budgets:
                 for name in arguments.methods:
-                    if (model_name, name, budget, seed) in known:
+                    key = (model_name, name, budget, seed)
+                    if key in {_key(row) for row in _earlier(arguments)["rows"]}:
                         continue
                     row = run(name, model_name, base, pictures, budget, seed, arguments, registry)
-                    rows.append(row)
                     print(f"{model_name} {name} {budget:g} seed {seed}: {row['macs']:.3f} of the MACs, "
                           f"{row['top1_cut']:.4f} -> {row['top1']:.4f}", flush=True)  # fmt: skip
-                    write_json(
-                        arguments.output,
-                        {
-                            "data": "fashion-mnist, 60,000 pictures at 32x32",
-                            "epochs": arguments.epochs,
-                            "original_top1": originals,
-                            "summary": summary(rows),
-                            "rows": rows,
-                            "device": this_device().to_json(),
-                            "threads": torch.get_num_threads(),
-                            "versions": {n: version(n) for n in ("torch", "torch-pruning", "slim-core", "slim-prune")},
-                        },
-                    )
+                    _write(arguments, row, original)
     return 0
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, float, int]:
+    return row["model"], row["method"], row["budget_macs"], row["seed"]
+
+
+def _earlier(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what is written already by runs with as many epochs."""
+    if arguments.output.exists():
+        found: dict[str, Any] = json.loads(arguments.output.read_text())
+        if found["epochs"] == arguments.epochs:
+            return found
+    return {"rows": [], "original_top1": {}}
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes that write the same result out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(arguments: argparse.Namespace, row: dict[str, Any], original: float) -> None:
+    with _alone(arguments.folder / "lock"):
+        earlier = _earlier(arguments)
+        rows = [*(item for item in earlier["rows"] if _key(item) != _key(row)), row]
+        write_json(
+            arguments.output,
+            {
+                "data": "fashion-mnist, 60,000 pictures at 32x32",
+                "epochs": arguments.epochs,
+                "original_top1": {**earlier["original_top1"], row["model"]: original},
+                "summary": summary(rows),
+                "rows": rows,
+                "device": this_device().to_json(),
+                "threads": torch.get_num_threads(),
+                "versions": {n: version(n) for n in ("torch", "torch-pruning", "slim-core", "slim-prune")},
+            },
+        )
 
 
 if __name__ == "__main__":

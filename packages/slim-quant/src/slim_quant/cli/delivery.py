@@ -6,7 +6,7 @@ Each command builds a quantized workload in its own way and hands it to :func:`d
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import click
 
 from slim_core.cli.options import bundled, refuse_existing
 from slim_core.errors import Interrupted, OutputFolderError, SlimError
+from slim_quant.cli.subject import validation
 from slim_quant.cli.views import slower
 
 if TYPE_CHECKING:
@@ -227,31 +228,6 @@ def _on_runtime(app: App, workload: Workload, path: Path, target: str, samples: 
     except MissingExtraError as error:
         app.output.warn(f"the file was not run: {error.what}; {error.hint}")
     return found
-
-
-def validation(workload: Workload, samples: int) -> Iterator[Any]:
-    """Yield inputs of the first ``samples`` validation samples, in batches."""
-    from slim_core.data import batch_size
-    from slim_core.measure import batched
-
-    left = samples
-    for batch in workload.val or ():
-        inputs = workload.task.inputs(batch) if workload.task is not None else batch
-        size = batch_size(inputs)
-        yield inputs if size <= left else batched(inputs, left)
-        left -= min(size, left)
-        if not left:
-            return
-
-
-def drawn(app: App, path: Path, plots: Sequence[Mapping[str, Any]], title: str, lines: Sequence[str] = ()) -> None:
-    """Write plots into an SVG file."""
-    from slim_core.files import write_text
-    from slim_quant.figures import picture
-
-    with writing(path):
-        write_text(path, picture(plots, title=title, lines=lines))
-    app.output.note(f"drawn into {path}")
 
 
 def tensor_bytes(workload: Workload) -> int:

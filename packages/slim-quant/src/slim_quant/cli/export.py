@@ -11,11 +11,10 @@ import click
 
 from slim_core.cli.options import WorkloadRequest, data_options, refuse_existing
 from slim_quant.cli.delivery import exported, need_exporter
+from slim_quant.cli.subject import quantization_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from slim_core.workload import Workload
 
 
 @click.command("export")
@@ -75,24 +74,6 @@ def export_command(
     data: dict[str, Any] = {"checkpoint": {"path": str(checkpoint), "bytes": checkpoint.stat().st_size}}
     data |= {"target": chosen, "placed_for": own, "onnx": exported(app, workload, output, chosen, compared)}
     app.output.emit(data, lambda: _overview(data), lambda: _line(data))
-
-
-def quantization_of(workload: Workload, path: Path) -> Mapping[str, Any]:
-    """Return the record of a checkpoint's quantization.
-
-    Raises:
-        ModelError: the model is not quantized.
-    """
-    from slim_core.errors import ModelError
-
-    for transform in reversed(workload.transforms):
-        if transform.kind.startswith("quant."):
-            return transform.data
-    raise ModelError(
-        "the checkpoint holds a float model",
-        where=str(path),
-        hint=f"quantize it first: slim quant ptq --checkpoint {path} --data NAME -o int8.safetensors",
-    )
 
 
 def _overview(data: Mapping[str, Any]) -> RenderableType:

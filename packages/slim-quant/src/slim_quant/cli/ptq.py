@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from slim_core.cli.options import WorkloadRequest, named, workload_options
-from slim_quant.cli.delivery import Wanted, deliver, drawn, wanted_options
+from slim_quant.cli.delivery import Wanted, deliver, wanted_options, writing
 from slim_quant.cli.options import SchemeRequest, scheme_options
+from slim_quant.cli.subject import calibration, warn_if_random
+
+if TYPE_CHECKING:
+    from slim_core.cli.app import App
+    from slim_core.workload import Workload
+    from slim_quant.result import QuantResult
 
 
 @click.command("ptq")
@@ -45,7 +52,6 @@ def ptq_command(
     chosen = [named(item, "--correction", "adaround:steps=1000") for item in corrections]
     arguments = asked.arguments()
     workload = request.workload(app.registry, needs_data="slim quant ptq")
-    from slim_quant.cli.subject import calibration, warn_if_random
     from slim_quant.ptq.static import quantize
 
     warn_if_random(app, request, workload)
@@ -67,10 +73,26 @@ def ptq_command(
     }
     data |= deliver(app, workload, workload.with_model(result.model, result.transform), wanted, asked.target)
     if wanted.plot is not None:
-        from slim_quant.figures import sqnr_bars
-
-        drawn(app, wanted.plot, sqnr_bars(data["layers"]), f"{request.model or request.checkpoint}, quantized")
+        _draw(app, workload, result, wanted.plot)
         data["plot"] = {"path": str(wanted.plot)}
     from slim_quant.cli.views import line, overview
 
     app.output.emit(data, lambda: overview(data), lambda: line(data))
+
+
+def _draw(app: App, workload: Workload, result: QuantResult, path: Path) -> None:
+    """Compare layer by layer on calibration samples, and draw what was found."""
+    from slim_core.files import write_text
+    from slim_quant.diff.analysis import diff
+    from slim_quant.diff.show import drawing
+
+    found = diff(
+        workload.model,
+        result,
+        calibration(workload, 0),
+        example_inputs=workload.example_inputs,
+        progress=app.output.progress,
+    )
+    with writing(path):
+        write_text(path, drawing(found))
+    app.output.note(f"drawn into {path}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -21,6 +24,21 @@ class Small(nn.Module):
 
     def forward(self, x):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class SilentInWorkers(Small):
+    """Says nothing in worker processes, and starts a process there that would outlive it; leaves its number."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def forward(self, x):
+        if multiprocessing.parent_process() is not None:
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            (Path(self.folder) / str(child.pid)).touch()
+            time.sleep(600)
+        return super().forward(x)
 
 
 def subject() -> tuple:

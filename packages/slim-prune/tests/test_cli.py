@@ -180,6 +180,27 @@ def test_options_of_importance_and_allocation_and_floors_by_glob() -> None:
             assert row["kept"] >= 20
 
 
+ATTENTION = """
+from slim_core import hookimpl
+from slim_core.testing.families import build
+
+
+@hookimpl
+def slim_register_models(register):
+    register("attention", lambda: build("vit_head_dim", width=32)[0])
+"""
+
+
+@pytest.mark.parametrize(("prefer", "units"), [((), 4), (("--prefer", "heads"), 4), (("--prefer", "head-dim"), 8)])
+def test_what_attention_loses_is_chosen_on_the_command_line(prefer, units, tmp_path) -> None:
+    project, output = tmp_path / "project.py", tmp_path / "plan.json"
+    project.write_text(ATTENTION)
+    options = ["--load", project, "--model", "attention", "--input", "2,3,32,32", "--ratio", "blocks.0.attn.qkv=0.5"]
+    status, _, err = slim("prune", "plan", *options, *prefer, "-o", output)
+    assert status == 0, err
+    assert {group.name: group.units for group in PrunePlan.load(output).groups}["blocks.0.attn.qkv"] == units
+
+
 def test_apply_writes_the_pruned_model_of_a_checkpoint_and_of_plain_weights(written, base, folder, tmp_path) -> None:
     path, _, _ = written
     sources = (

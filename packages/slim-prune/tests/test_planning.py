@@ -14,6 +14,7 @@ import slim_prune
 from slim_core.errors import BudgetError, ModelError, PatternError, UnknownNameError
 from slim_core.graph import analyse, record
 from slim_core.graph.cost import cost
+from slim_core.testing.families import build
 from slim_core.testing.oracle import assert_equals_masked_original
 from slim_prune.errors import PlanError
 from slim_prune.prune_plan import PrunePlan
@@ -471,3 +472,18 @@ def test_models_that_cannot_run_on_meta_tensors() -> None:
     pruned = PrunePlan.from_json(plan.to_json()).apply(model)
     assert pruned.a.out_features < 16
     assert_equals_masked_original(model, pruned, analyse(model, inputs), plan.kept, inputs)
+
+
+def test_attention_loses_what_is_preferred() -> None:
+    """4 heads of 8: at half, 2 heads of 8 or 4 heads of 4; in one step or two."""
+    model, inputs = build("vit_head_dim", width=32)
+    layer = "blocks.0.attn.qkv"
+    options = {"ratios": {layer: 0.5}, "round_to": 1}
+    for prefer, heads in (("heads", 2), ("head_dim", 4)):
+        made = slim_prune.plan(model, inputs, prefer=prefer, **options)
+        attention = made.apply(model).blocks[0].attn
+        assert (attention.num_heads, attention.qkv.weight.shape[0] // (3 * attention.num_heads)) == (heads, 16 // heads)
+        stepwise = slim_prune.Stepwise(copy.deepcopy(model), inputs, steps=2, prefer=prefer, **options)
+        list(stepwise)
+        assert stepwise.model.blocks[0].attn.num_heads == heads
+        assert stepwise.model.blocks[0].attn.qkv.weight.shape == attention.qkv.weight.shape

@@ -9,30 +9,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from slim_core.budget import parse_budget
-from slim_core.errors import BudgetError, PatternError
+from slim_core.errors import BudgetError
 from slim_core.graph import analyse
-from slim_core.graph.isolate import collector_paused, unwrap, walk
+from slim_core.graph.isolate import collector_paused, unwrap
 from slim_core.graph.probe import check
+from slim_core.graph.rules.base import Preference
 from slim_core.graph.types import ChannelGroup, Coupling
 from slim_core.progress import Progress, SilentProgress
 from slim_core.workload import DataSource, Inputs, Task
 from slim_prune import allocation as allocations
 from slim_prune import importance as importances
 from slim_prune.allocation.fill import NEAR
-from slim_prune.allocation.grid import channels_per_unit, grid
-from slim_prune.allocation.problem import Choice, Problem, figure
-from slim_prune.context import Context
+from slim_prune.allocation.grid import channels_per_unit
+from slim_prune.allocation.problem import Problem, figure
 from slim_prune.costs import cost_models
 from slim_prune.edits import Indices, edits_of, state_of
 from slim_prune.errors import PlanError
-from slim_prune.importance.aggregate import Tensors
+from slim_prune.options import as_patterns, check_numbers, choices_of
 from slim_prune.prune_plan import GroupPlan, PrunePlan, Reached, ties_of
-from slim_prune.selection import by_pattern, check_patterns, select
+from slim_prune.scorer import Scorer, context_of
 from slim_prune.signature import check_forward, describe
 
 if TYPE_CHECKING:
@@ -58,6 +56,7 @@ def plan(
     ratios: Mapping[str, float] | None = None,
     round_to: int = 8,
     min_channels: int | Mapping[str, int] = 1,
+    prefer: Preference = "heads",
     task: Task | None = None,
     train: DataSource | None = None,
     val: DataSource | None = None,
@@ -84,6 +83,8 @@ def plan(
             changed to meet the budget.
         round_to: kept channels are a multiple of this; lowered for groups that do not hold two such multiples.
         min_channels: the least that any layer keeps, for all or by glob.
+        prefer: what attention loses where its forward leaves the choice: whole ``heads``, or equal positions of all
+            heads (``head_dim``). The other is taken where it reaches more.
         task: loss and metrics, for criteria and allocations that look at data.
         train: training batches, for these.
         val: validation batches, for these.
@@ -101,7 +102,7 @@ def plan(
         ModelError: the model does not run on its example inputs.
         PlanError: the criterion gave no usable scores, or the pruned model would not run.
     """
-    include, exclude = _patterns(include), _patterns(exclude)
+    include, exclude = as_patterns(include), as_patterns(exclude)
     bounds = parse_budget(budget) if budget is not None else ()
     if not bounds and not ratios:
         raise BudgetError(
@@ -113,21 +114,25 @@ def plan(
     importances.check_data(label, criterion, task=task, train=train, val=val)
     allocation_label, allocate = allocations.resolve(allocation, registry)
     model = unwrap(model)
-    coupling = coupling if coupling is not None else analyse(model, example_inputs, registry=registry)
+    coupling = coupling if coupling is not None else analyse(model, example_inputs, prefer=prefer, registry=registry)
 
-    paths = [path for path, _ in walk(model)]
-    floors = min_channels if isinstance(min_channels, Mapping) else {}
-    check_patterns([*(ratios or {}), *floors], paths)
-    groups = select(coupling, paths, include=include, exclude=exclude)
-    choices = [_choice(group, ratios or {}, round_to, min_channels) for group in groups]
+    choices = choices_of(
+        model,
+        coupling,
+        include=include,
+        exclude=exclude,
+        ratios=ratios,
+        round_to=round_to,
+        min_channels=min_channels,
+    )
+    groups = [choice.group for choice in choices]
     problem = Problem(coupling, choices, models, bounds, remark=_remark(coupling, groups))
     state = state_of(model)
-    context = Context(
-        model=model,
-        example_inputs=example_inputs,
-        coupling=coupling,
-        tensors=Tensors({name: tensor.detach() for name, tensor in state.items()}),
-        score=(scorer := _Scorer(label, criterion)),
+    context = context_of(
+        model,
+        example_inputs,
+        coupling,
+        Scorer(label, criterion),
         task=task,
         train=train,
         val=val,
@@ -136,7 +141,6 @@ def plan(
         progress=progress or SilentProgress(),
         registry=registry,
     )
-    scorer.context = context
     counts = checked_counts(problem, allocate(problem, context), allocation_label)
     kept = context.kept(counts)
     edits = edits_of(model, coupling, kept)
@@ -174,37 +178,6 @@ def _prove(model: nn.Module, example_inputs: Inputs, coupling: Coupling, kept: M
             where=str(failure.source) if failure.source else None,
             hint="exclude the modules that this line of the model uses, and plan again",
         )
-
-
-class _Scorer:
-    """Scores groups by one criterion, each once. A criterion that needs data is prepared before the first."""
-
-    def __init__(self, label: str, criterion: Any) -> None:
-        self.context: Context | None = None
-        self._label, self._criterion = label, criterion
-        self._ready: Importance | None = None
-        self._preparing = False
-        self._scores: dict[str, NDArray[np.float64]] = {}
-
-    def __call__(self, group: ChannelGroup) -> NDArray[np.float64]:
-        assert self.context is not None  # noqa: S101  set by plan() right after it is made
-        if self._ready is None:
-            self._ready = self._prepared(self.context)
-        if group.name not in self._scores:
-            self._scores[group.name] = importances.score(self._label, self._ready, group, self.context.tensors)
-        return self._scores[group.name]
-
-    def _prepared(self, context: Context) -> Importance:
-        prepare = getattr(self._criterion, "prepare", None)
-        if prepare is None:
-            return cast(Importance, self._criterion)
-        if self._preparing:
-            raise PlanError(f"importance '{self._label}' asks for its own scores while it is being prepared")
-        self._preparing = True
-        try:
-            return cast(Importance, prepare(context))
-        finally:
-            self._preparing = False
 
 
 def _json(details: Mapping[str, Any], label: str) -> dict[str, Any]:
@@ -246,42 +219,6 @@ def checked_counts(problem: Problem, counts: Mapping[str, int], label: str) -> d
         ]
         raise BudgetError(f"the allocation breaks the budget: {'; '.join(over)}", where=where)
     return checked
-
-
-def _choice(group: ChannelGroup, ratios: Mapping[str, float], round_to: int, least: int | Mapping[str, int]) -> Choice:
-    floor = least if isinstance(least, int) else by_pattern(group, least) or 1
-    return Choice(group, grid(group, round_to=round_to, min_channels=floor), by_pattern(group, ratios))
-
-
-def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
-
-
-def check_numbers(ratios: Mapping[str, float], round_to: int, min_channels: int | Mapping[str, int]) -> None:
-    """Check what needs no model.
-
-    Raises:
-        PatternError: a ratio is no share.
-        BudgetError: ``round_to`` or ``min_channels`` is not at least 1.
-    """
-    for pattern, ratio in ratios.items():
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
-            raise PatternError(
-                f"the ratio for '{pattern}' is the share of channels to keep, in (0, 1], not {ratio!r}",
-                where=f"ratios['{pattern}']",
-                hint="0.75 keeps three quarters; to leave layers alone, exclude them",
-            )
-    if round_to < 1:
-        raise BudgetError(
-            f"round_to must be at least 1, not {round_to}", where="round_to", hint="1 rounds nothing; 8 suits runtimes"
-        )
-    for floor in min_channels.values() if isinstance(min_channels, Mapping) else (min_channels,):
-        if floor < 1:
-            raise BudgetError(
-                f"min_channels must be at least 1, not {floor}",
-                where="min_channels",
-                hint="a layer without channels is no layer; 1 sets no floor",
-            )
 
 
 def _remark(coupling: Coupling, groups: Sequence[ChannelGroup]) -> str:

@@ -7,7 +7,7 @@ allocations themselves, and carrying schedules out (``schedules/``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,7 +17,8 @@ from slim_core.training.config import FitConfig
 from slim_core.workload import Workload
 from slim_prune import allocation as allocations
 from slim_prune import importance as importances
-from slim_prune.planning import check_numbers, plan
+from slim_prune.options import check_numbers
+from slim_prune.planning import plan
 from slim_prune.prune_plan import PrunePlan
 from slim_prune.schedules.carry_out import carry_out, rehearsed
 from slim_prune.schedules.config import OneShot, ScheduleConfig
@@ -37,6 +38,8 @@ class StructuredConfig(StrictConfig):
         ratios: shares of channels to keep by glob, fixed before the budget is met with the rest.
         round_to: kept channels are a multiple of this.
         min_channels: the least that a layer keeps, for all layers or by glob.
+        prefer: what attention loses where its forward leaves the choice: whole ``heads``, or equal positions of all
+            heads (``head_dim``).
         schedule: when the channels go: ``{kind: one_shot}``, ``iterative``, ``soft`` or ``gradual``; ``null``: at once.
         fit: the training: after the cut, or around it for soft and gradual schedules; ``null``: none.
     """
@@ -48,6 +51,7 @@ class StructuredConfig(StrictConfig):
     ratios: dict[str, float] = Field(default_factory=dict)
     round_to: int = Field(8, ge=1)
     min_channels: int | dict[str, int] = 1
+    prefer: Literal["heads", "head_dim"] = "heads"
     schedule: ScheduleConfig | None = None
     fit: FitConfig | None = None
 
@@ -150,6 +154,7 @@ def options_of(
         "ratios": config.ratios,
         "round_to": config.round_to,
         "min_channels": config.min_channels,
+        "prefer": config.prefer,
         "task": workload.task,
         "train": workload.train,
         "val": workload.val,

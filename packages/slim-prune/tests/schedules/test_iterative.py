@@ -15,6 +15,7 @@ from slim_core.graph.cost import cost
 from slim_core.testing.workloads import differences, fingerprint, tiny_workload
 from slim_core.training import FitConfig, fit
 from slim_prune.edits import state_of
+from slim_prune.locking import owned
 
 BETWEEN = FitConfig(epochs=1, lr=0.05, device="cpu", channels_last=False)
 AFTER = FitConfig(epochs=2, lr=0.02, device="cpu", channels_last=False)
@@ -106,15 +107,45 @@ def test_the_folder_of_another_run_is_refused(tmp_path) -> None:
         run(tiny_workload(seed=1), folder=tmp_path, fit_between=None, fit_after=None)
     with pytest.raises(SlimError, match="budget, steps or options were others"):
         run(tiny_workload(), folder=tmp_path, fit_between=None, fit_after=None, importance="l2")
+    with pytest.raises(SlimError, match="budget, steps or options were others"):
+        run(tiny_workload(), folder=tmp_path, fit_between=None, fit_after=None, prefer="head_dim")
     (tmp_path / "schedule.json").write_text("{")
     with pytest.raises(SlimError, match="cannot be read"):
         run(tiny_workload(), folder=tmp_path, fit_between=None, fit_after=None)
+
+
+def test_the_folder_of_a_run_on_other_data_or_another_task_is_refused(tmp_path) -> None:
+    workload = tiny_workload()
+    plain = {"folder": tmp_path, "fit_between": None, "fit_after": None}
+    run(workload, **plain)
+    shorter = replace(workload, train=list(workload.train)[1:])
+    with pytest.raises(SlimError, match="train data was other data: not the same batches"):
+        run(shorter, **plain)
+    others = [(inputs + 1, targets) for inputs, targets in workload.val]
+    run(replace(workload, val=Dying(workload.val, None)), **plain)  # nothing is known of what it yields
+    with pytest.raises(SlimError, match="val data was other data: not the same first sample"):
+        run(replace(workload, val=others), **plain)
+    with pytest.raises(SlimError, match="it had val data"):
+        run(replace(workload, val=None), **plain)
+
+    class Other(type(workload.task)):
+        name = "another"
+
+    with pytest.raises(SlimError, match="its task was"):
+        run(replace(workload, task=Other()), **plain)
+
+
+def test_a_folder_in_which_another_process_works_is_refused(tmp_path) -> None:
+    with owned(tmp_path, "pruning in this folder"), pytest.raises(SlimError, match="another process is pruning in"):
+        run(tiny_workload(), folder=tmp_path, fit_between=None, fit_after=None)
+    run(tiny_workload(), folder=tmp_path, fit_between=None, fit_after=None)
 
 
 def test_what_it_keeps_in_its_folder_is_json_and_safetensors(tmp_path) -> None:
     run(tiny_workload(), folder=tmp_path, steps=2)
     names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert names == [
+        ".lock",
         "schedule.json",
         "step-1/fit-state.safetensors",
         "step-1/plan.json",

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import slim_prune
+from slim_core.testing.families import build
 from slim_core.testing.networks import Network
 from slim_core.testing.strategies import networks
 from slim_core.testing.workloads import differences, fingerprint, tiny_workload
@@ -288,3 +289,14 @@ def test_training_mode_gradients_and_generators_are_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(model.stem.weight.grad, torch.ones_like(model.stem.weight))
     model(INPUTS[0]).sum().backward()  # nothing was left in inference mode
+
+
+def test_positions_of_heads_are_measured_where_they_are_preferred() -> None:
+    """Batches of another size than the example inputs are analysed anew, in the same way."""
+    model, inputs = build("vit_head_dim", width=32)
+    batches = [tuple(torch.cat([tensor] * 3) for tensor in batch) for batch in hand.batches_like(inputs)]
+    curves = measured(model, inputs, batches=batches, include="blocks.0.attn.*", prefer="head_dim")
+    assert curves["blocks.0.attn.qkv"].units == 8
+    assert {point.method for point in curves.points.values()} == {"replay"}
+    many = measured(model, inputs, batches=batches, include="blocks.0.attn.*")
+    assert many["blocks.0.attn.qkv"].units == 4

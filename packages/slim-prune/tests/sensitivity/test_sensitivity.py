@@ -27,6 +27,13 @@ def whole() -> Curves:
     return killed.measure()
 
 
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
 def assert_same(found: Curves, expected: Curves) -> None:
     assert found.points == expected.points  # bit for bit
     assert found.base == expected.base
@@ -115,6 +122,24 @@ def test_workers_that_read_other_samples_than_their_parent_are_found_out() -> No
     assert "shuffle=False" in str(error.value)
 
 
+@pytest.mark.slow
+def test_silent_workers_are_given_up_on_with_all_that_they_started(tmp_path: Path) -> None:
+    model, inputs, task, data = killed.subject()
+    silent = killed.SilentInWorkers(str(tmp_path)).eval()
+    silent.load_state_dict(model.state_dict())
+    with pytest.raises(PlanError, match="was silent for 1 s 3 times") as error:
+        slim_prune.sensitivity(silent, inputs, task, data, workers=1, timeout=1, round_to=4, points=1)
+    assert "raise timeout" in str(error.value)
+    children = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(children) == 3
+    assert all(map(gone, children))
+
+
+def test_one_worker_is_a_process_of_its_own(tmp_path: Path) -> None:
+    assert_same(killed.measure(workers=1, folder=tmp_path, include="stem"), killed.measure(include="stem"))
+    assert [path.name for path in tmp_path.glob("points-*-worker-*")] == ["points-1-of-1-worker-1.jsonl"]
+
+
 def test_curves_of_other_weights_decide_nothing(whole: Curves) -> None:
     model, inputs, _, _ = killed.subject()
     options = {"budget": {"macs": 0.5}, "round_to": 1, "allocation": {"name": "sensitivity", "curves": whole}}
@@ -189,7 +214,8 @@ def test_points_are_spread_over_the_permitted_counts() -> None:
         ({"points": 0}, SlimError, "points must be"),
         ({"shard": "3/2"}, SlimError, "part of the work"),
         ({"shard": "x"}, SlimError, "part of the work"),
-        ({"workers": 0}, SlimError, "workers must be"),
+        ({"workers": -1}, SlimError, "workers must be"),
+        ({"timeout": 0}, SlimError, "timeout is a number"),
         ({"counts": {"stem": [17]}}, SlimError, "17 channels"),
         ({"counts": {"stam": [8]}}, PatternError, "matches no module"),
         ({"include": "nothing"}, PatternError, "matches no module"),

@@ -106,9 +106,16 @@ def test_people_get_a_table_and_scripts_a_line(command: list[object]) -> None:
     assert "2 points of 1 channel groups" in line
 
 
+def test_floors_hold_for_the_measured_counts(command: list[object]) -> None:
+    told = json.loads(slim(*command, "--min-channels", "first=12", "--min-channels", 8)[1])
+    kept = {name: {row["kept"] for row in told["points"] if row["name"] == name} for name in ("first", "second")}
+    assert kept == {"first": {12}, "second": {8, 12}}
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (["--min-channels", "0"], "min_channels must be at least 1"),
         (["--metric", "nothing"], "no metric 'nothing'"),
         (["--shard", "3/2"], "part of the work"),
         (["--counts", "first"], "--counts takes GLOB=8,16"),

@@ -90,3 +90,12 @@ def test_clearing_forgets(tmp_path: Path) -> None:
     clear(tmp_path)
     with Store(tmp_path, IDENTITY) as store:
         assert store.points == {}
+
+
+def test_what_another_process_is_writing_is_not_cleared(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    with Store(tmp_path, IDENTITY, (1, 2)), pytest.raises(PlanError, match="another process is measuring"):
+        clear(tmp_path)
+    assert path.exists()
+    clear(tmp_path)
+    assert list(tmp_path.glob("points-*")) == []

@@ -50,6 +50,7 @@ def analyse(
         found = _analyse(model, inputs, probe, _Way(rules, prefer))
         if prefer != "heads":
             found = max(found, _analyse(model, inputs, probe, _Way(rules, "heads")), key=_reach)
+            found = replace(found, prefer=prefer)
         return replace(found, also=tuple(also)) if also else found
 
 

@@ -169,6 +169,7 @@ class Coupling:
             parameter owns (batch, space). Equal numbers live and die together.
         unit_classes: per group name, the class number of each unit: ``(units,)``.
         also: further example inputs that the recording ran on, one after the other.
+        prefer: what attention was to lose where the forward leaves the choice, see ``analyse``.
     """
 
     graph: Graph
@@ -177,6 +178,7 @@ class Coupling:
     labels: tuple[tuple[NDArray[np.int64] | None, ...], ...] = field(repr=False)
     unit_classes: Mapping[str, NDArray[np.int64]] = field(repr=False)
     also: tuple[Any, ...] = field(default=(), repr=False)
+    prefer: Literal["heads", "head_dim"] = "heads"
 
     def group(self, name: str) -> ChannelGroup:
         return self._by_name[name]

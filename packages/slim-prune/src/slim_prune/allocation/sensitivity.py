@@ -15,7 +15,7 @@ from slim_prune.allocation.problem import Problem
 from slim_prune.allocation.values import capped
 from slim_prune.context import Context
 from slim_prune.errors import PlanError
-from slim_prune.sensitivity.analysis import MEMORY, curves_of, model_identity
+from slim_prune.sensitivity.analysis import MEMORY, SILENCE, curves_of, model_identity
 from slim_prune.sensitivity.choose import by_budget, by_drop
 from slim_prune.sensitivity.curves import Curves
 from slim_prune.sensitivity.stopping import EarlyStop
@@ -32,7 +32,8 @@ def sensitivity(
     max_drop: float | None = None,
     max_pruned: float = 0.9,
     curves: Curves | str | os.PathLike[str] | None = None,
-    workers: int = 1,
+    workers: int = 0,
+    timeout: float = SILENCE,
     memory: int = MEMORY,
 ) -> dict[str, int]:
     """Return the kept units per group: the smallest sum of drops within every bound.
@@ -50,7 +51,8 @@ def sensitivity(
         max_drop: no group may lose more than this by itself; without a budget, it alone decides.
         max_pruned: the largest share of its units that a group may lose, so that no layer collapses.
         curves: curves that were measured before, or their file; nothing is measured then.
-        workers: processes that share the measuring.
+        workers: processes that share the measuring; 0: this one.
+        timeout: seconds without any sign of a worker after which it is given up on.
         memory: bytes up to which data, and values between layers, are kept while measuring.
 
     Raises:
@@ -70,6 +72,7 @@ def sensitivity(
             stop=_stop(early_stop),
             folder=context.folder,
             workers=workers,
+            timeout=timeout,
             memory=memory,
             by_identity=True,
         )

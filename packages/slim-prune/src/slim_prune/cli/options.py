@@ -15,8 +15,11 @@ from slim_core.cli.options import WorkloadRequest, bundled, named, once, pair, r
 from slim_core.errors import SlimError
 
 __all__ = [
+    "MIN_CHANNELS",
+    "PREFER",
     "PlanRequest",
     "WorkloadRequest",
+    "floors",
     "named",
     "once",
     "pair",
@@ -40,6 +43,7 @@ class PlanRequest:
     exclude: tuple[str, ...]
     round_to: int
     min_channels: tuple[str, ...]
+    prefer: str
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of :func:`slim_prune.plan`.
@@ -55,10 +59,24 @@ class PlanRequest:
             "include": self.include,
             "exclude": self.exclude,
             "round_to": self.round_to,
-            "min_channels": _floors(self.min_channels),
+            "min_channels": floors(self.min_channels),
+            "prefer": self.prefer.replace("-", "_"),
         }
 
 
+MIN_CHANNELS = click.option(
+    "--min-channels",
+    multiple=True,
+    metavar="[GLOB=]COUNT",
+    help="The least that a layer keeps, for all or by glob; may be repeated.  [default: 1]",
+)
+PREFER = click.option(
+    "--prefer",
+    type=click.Choice(["heads", "head-dim"]),
+    default="heads",
+    show_default=True,
+    help="What attention loses where the model leaves the choice: whole heads, or equal positions of all heads.",
+)
 _PLAN = (
     click.option("--budget", multiple=True, metavar="COST=BOUND", help="macs=0.5, params=1.2M; may be repeated."),
     click.option("--ratio", multiple=True, metavar="GLOB=SHARE", help="Share of channels to keep; may be repeated."),
@@ -79,12 +97,8 @@ _PLAN = (
     click.option("--include", multiple=True, metavar="GLOB", help="Modules that may be pruned; may be repeated."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Modules that may not be touched; may be repeated."),
     click.option("--round-to", default=8, show_default=True, help="Kept channels are a multiple of this."),
-    click.option(
-        "--min-channels",
-        multiple=True,
-        metavar="[GLOB=]COUNT",
-        help="The least that a layer keeps, for all or by glob; may be repeated.  [default: 1]",
-    ),
+    MIN_CHANNELS,
+    PREFER,
 )
 
 
@@ -103,7 +117,12 @@ def _number(item: str, option: str, kind: Callable[[str], Any], example: str) ->
         ) from None
 
 
-def _floors(items: tuple[str, ...]) -> int | dict[str, int]:
+def floors(items: tuple[str, ...]) -> int | dict[str, int]:
+    """Read ``--min-channels``: a count for all layers, or counts by glob.
+
+    Raises:
+        SlimError: it cannot be read.
+    """
     plain = [item for item in items if "=" not in item]
     if len(plain) > 1:
         raise SlimError("--min-channels without a glob stands there twice", where=" ".join(plain))

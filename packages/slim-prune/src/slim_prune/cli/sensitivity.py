@@ -11,7 +11,7 @@ import click
 from slim_core.cli.resuming import resumable
 from slim_core.errors import SlimError
 from slim_core.files import require_folder
-from slim_prune.cli.options import WorkloadRequest, named, workload_options
+from slim_prune.cli.options import MIN_CHANNELS, PREFER, WorkloadRequest, floors, named, workload_options
 
 if TYPE_CHECKING:
     from slim_prune.sensitivity.curves import Curves
@@ -36,12 +36,15 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--counts", multiple=True, metavar="GLOB=8,16,…", help="Kept channels to measure instead; may be repeated."
 )
 @click.option("--round-to", default=8, show_default=True, help="Kept channels are a multiple of this.")
+@MIN_CHANNELS
+@PREFER
 @click.option("--samples", type=int, help="Use the first so many samples only.  [default: all]")
 @click.option(
     "--early-stop", type=float, metavar="TOLERANCE", help="Stop a point when it is known so well: 0.002 is 0.2 points."
 )
 @click.option("--shard", metavar="I/N", help="Measure one part of N; merge the parts with --merge, or share a folder.")
-@click.option("--workers", default=1, show_default=True, help="Processes that share the work on this machine.")
+@click.option("--workers", default=0, show_default=True, help="Processes that share the work; 0: this one.")
+@click.option("--timeout", default=3600.0, show_default=True, help="Seconds of silence until a worker is given up on.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
@@ -63,10 +66,13 @@ def sensitivity_command(
     points: int,
     counts: tuple[str, ...],
     round_to: int,
+    min_channels: tuple[str, ...],
+    prefer: str,
     samples: int | None,
     early_stop: float | None,
     shard: str | None,
     workers: int,
+    timeout: float,
     folder: Path | None,
     fresh: bool,
     parts: tuple[Path, ...],
@@ -96,7 +102,7 @@ def sensitivity_command(
         curves = first.merge(*others)
     else:
         asked = {pattern: _numbers(text) for pattern, text in map(_parted, counts)}
-        criterion = named(importance, "--importance")
+        criterion, least = named(importance, "--importance"), floors(min_channels)
         workload = request.workload(app.registry, needs_data="slim prune sensitivity")
         from slim_prune.sensitivity.analysis import sensitivity
 
@@ -114,11 +120,14 @@ def sensitivity_command(
                 points=points,
                 counts=asked or None,
                 round_to=round_to,
+                min_channels=least,
+                prefer=prefer.replace("-", "_"),  # type: ignore[arg-type]
                 samples=samples,
                 early_stop=early_stop,
                 folder=place,
                 shard=shard,
                 workers=workers,
+                timeout=timeout,
                 train=workload.train,
                 seed=seed,
                 progress=app.output.progress,

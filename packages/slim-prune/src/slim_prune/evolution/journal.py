@@ -6,7 +6,6 @@ asks the same questions and finds the answers here. Not here: what the answers m
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slim_prune.errors import PlanError
+from slim_prune.locking import lock
 
 NAME = "search.jsonl"
 FORMAT, VERSION = "slim-prune.search", 1
@@ -43,7 +43,7 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            self._lock()
+            lock(self._file, self.path, "searching with this journal")
             self._open(json.loads(json.dumps(identity)))
         except BaseException:
             self.close()
@@ -64,15 +64,6 @@ class Journal:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _lock(self) -> None:
-        assert self._file is not None  # noqa: S101 - opened just now
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PlanError(
-                "another process is searching with this journal", where=str(self.path), hint="wait for it, or end it"
-            ) from None
 
     def _open(self, identity: dict[str, Any]) -> None:
         assert self._file is not None  # noqa: S101

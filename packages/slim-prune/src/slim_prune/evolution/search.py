@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from slim_core.graph.rules.base import Preference
 from slim_core.progress import Progress
 from slim_core.workload import DataSource, Inputs, Task
 from slim_prune.allocation.problem import Problem
@@ -86,6 +87,7 @@ def search(
     ratios: Mapping[str, float] | None = None,
     round_to: int = 8,
     min_channels: int | Mapping[str, int] = 1,
+    prefer: Preference = "heads",
     folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -117,6 +119,7 @@ def search(
         ratios: fixed shares by glob.
         round_to: kept channels are a multiple of this.
         min_channels: the least that any layer keeps.
+        prefer: what attention loses first.
         folder: where the journal lies; a search that finds its own one goes on from there.
         seed: of everything random.
         progress: where to report.
@@ -141,6 +144,7 @@ def search(
         ratios=ratios,
         round_to=round_to,
         min_channels=min_channels,
+        prefer=prefer,
         task=task,
         train=train,
         val=val,

@@ -1,35 +1,28 @@
 """Where candidates are scored: in this process, or in spawned worker processes that may die.
 
-A worker gets the scoring once, then one candidate at a time. It stands in a process group of its own, so that whatever
-it starts ends with it, and it ends when its parent does. A worker that is killed or takes too long costs one attempt,
-which is made again by a new worker.
+A worker gets the scoring once, then one candidate at a time. One that is killed or takes too long costs one attempt,
+which is made again by a new worker. How workers begin and end: ``processes.py``.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from slim_core.errors import SlimError
 from slim_prune.edits import Edits
 from slim_prune.errors import PlanError
-from slim_prune.processes import begin, loaded_files, packed
+from slim_prune.processes import START_S, Worker, begin, packed, start
 
 Figures = Mapping[str, float | None]
 Scorer = Callable[[Edits], Figures]
-
-#: How long a worker may take to start: it imports PyTorch and the user's modules.
-_START_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +93,9 @@ class Here:
         self._waiting.clear()
 
 
-@dataclass(slots=True, eq=False)
-class _Worker:
-    process: Any
-    pipe: Connection
-    since: float
+@dataclass(eq=False)
+class _Worker(Worker):
     key: int | None = None
-    ready: bool = False
 
 
 class Processes:
@@ -126,7 +115,6 @@ class Processes:
     def __init__(self, scorer: Scorer, *, workers: int, threads: int, timeout: float, retries: int) -> None:
         self._payload = packed((scorer, threads))
         self._count, self._timeout, self._retries = workers, timeout, retries
-        self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._waiting: deque[int] = deque()
         self._edits: dict[int, Edits] = {}
@@ -158,7 +146,7 @@ class Processes:
 
     def close(self) -> None:
         for worker in self._workers:
-            self._end(worker)
+            worker.end()
         self._workers.clear()
 
     def _hand_out(self) -> None:
@@ -176,7 +164,7 @@ class Processes:
 
     def _ready_or_late(self) -> Iterator[_Worker]:
         now = time.monotonic()
-        ends = {id(w): w.since + (self._timeout if w.ready else _START_S) for w in self._workers if _busy(w)}
+        ends = {id(w): w.since + (self._timeout if w.ready else START_S) for w in self._workers if _busy(w)}
         left = max(0.0, min(ends.values(), default=now + 1) - now)
         ready = set(wait([worker.pipe for worker in self._workers], timeout=min(left, 60.0)))
         now = time.monotonic()
@@ -184,7 +172,7 @@ class Processes:
             if worker.pipe in ready:
                 yield worker
             elif id(worker) in ends and now >= ends[id(worker)]:
-                self._end(worker)  # reading then finds the end of the pipe
+                worker.end()  # reading then finds the end of the pipe
                 yield worker
 
     def _read(self, worker: _Worker) -> tuple[int, Outcome] | None:
@@ -198,7 +186,7 @@ class Processes:
             return None
         if kind == "unfit":
             self._workers.remove(worker)
-            self._end(worker)
+            worker.end()
             raise PlanError(
                 f"a worker process cannot take the model or its data: {rest[0]}",
                 hint="define the model's classes in a module that can be imported, or set workers to 0",
@@ -215,8 +203,8 @@ class Processes:
     def _lost(self, worker: _Worker) -> tuple[int, Outcome] | None:
         self._workers.remove(worker)
         took = time.monotonic() - worker.since
-        self._end(worker)
-        code, key = worker.process.exitcode, worker.key
+        worker.end()
+        code, key = worker.code, worker.key
         if key is None:
             self._starts += 1
             if not worker.ready and self._starts > self._retries:
@@ -235,25 +223,10 @@ class Processes:
         return key, Outcome({}, took, f"its worker {why}", self._attempts.pop(key))
 
     def _start(self) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, loaded_files()), name="slim-search")
-        process.start()
-        theirs.close()
-        worker = _Worker(process, ours, time.monotonic())
+        begun = start(_serve, "slim-search")
+        worker = _Worker(begun.process, begun.pipe, begun.since)
         self._workers.append(worker)
         return worker
-
-    @staticmethod
-    def _end(worker: _Worker) -> None:
-        """End a worker and everything in its process group."""
-        worker.pipe.close()
-        pid = worker.process.pid
-        with suppress(ChildProcessError, ProcessLookupError, PermissionError):
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # not waited for yet: the id is its own
-            os.killpg(pid, signal.SIGKILL)
-        if worker.process.is_alive():
-            worker.process.kill()
-        worker.process.join()
 
 
 def _busy(worker: _Worker) -> bool:
@@ -262,7 +235,6 @@ def _busy(worker: _Worker) -> bool:
 
 def _serve(pipe: Connection, files: Mapping[str, str]) -> None:
     """The life of a worker."""
-    os.setpgid(0, 0)
     begin(files)
     with suppress(EOFError, OSError):
         pipe.send(("hello",))

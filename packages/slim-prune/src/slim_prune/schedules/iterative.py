@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slim_core.data import length, take
 from slim_core.errors import SlimError
 from slim_core.files import write_json
 from slim_core.progress import Progress, SilentProgress
@@ -17,8 +18,9 @@ from slim_core.technique import Run
 from slim_core.training.config import FitConfig
 from slim_core.training.loop import fit
 from slim_core.training.state import digest, model_tensors
-from slim_core.workload import Workload
+from slim_core.workload import DataSource, Workload, tensors_of
 from slim_prune.errors import PlanError
+from slim_prune.locking import owned
 from slim_prune.prune_plan import PrunePlan
 from slim_prune.schedules.path import Spacing
 from slim_prune.schedules.stepwise import Stepwise
@@ -26,7 +28,7 @@ from slim_prune.schedules.stepwise import Stepwise
 _IDENTITY = "schedule.json"
 _PLAN = "plan.json"
 #: arguments that decide what is pruned
-_ASKED = ("importance", "allocation", "include", "exclude", "ratios", "round_to", "min_channels", "seed")
+_ASKED = ("importance", "allocation", "include", "exclude", "ratios", "round_to", "min_channels", "prefer", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ def prune_iteratively(
 ) -> IterativeResult:
     """Prune a copy of the workload's model in steps, with fine-tuning after each.
 
-    With a folder, each step's plan and the state of its training are kept there, and a call with the same arguments
-    goes on after the last finished epoch, bit for bit.
+    With a folder, each step's plan and the state of its training are kept there, and a call with the same arguments,
+    model and data goes on after the last finished epoch, bit for bit.
 
     Args:
         workload: model, data and task.
@@ -79,7 +81,7 @@ def prune_iteratively(
 
     Raises:
         BudgetError: the budget is out of reach.
-        SlimError: the folder holds the state of another run.
+        SlimError: the folder holds the state of another run, or another process is working there.
     """
     if run is not None:
         folder = run.folder if folder is None else folder
@@ -91,10 +93,27 @@ def prune_iteratively(
     options.setdefault("train", workload.train)
     options.setdefault("val", workload.val)
     place = Path(folder) if folder is not None else None
-    if place is not None:
-        asked = {name: options.get(name) for name in _ASKED}
-        fits = [config.model_dump(mode="json") if config is not None else None for config in (fit_between, fit_after)]
-        _claim(place, workload, {"budget": budget, "steps": steps, "spacing": spacing, "fit": fits, **asked})
+    fits = (fit_between, fit_after)
+    with owned(place, "pruning in this folder"):
+        if place is not None:
+            asked = {name: options.get(name) for name in _ASKED}
+            dumped = [None if config is None else config.model_dump(mode="json") for config in fits]
+            asked |= {"budget": budget, "steps": steps, "spacing": spacing, "fit": dumped}
+            _claim(place, workload, asked, options)
+        return _prune(workload, budget, steps, spacing, fits, place, run, progress, options)
+
+
+def _prune(
+    workload: Workload,
+    budget: Mapping[str, float | int | str] | None,
+    steps: int,
+    spacing: Spacing,
+    fits: tuple[FitConfig | None, FitConfig | None],
+    place: Path | None,
+    run: Run | None,
+    progress: Progress,
+    options: Mapping[str, Any],
+) -> IterativeResult:
     current = workload.with_model(copy.deepcopy(workload.model))
     stepwise = Stepwise(
         current.model, workload.example_inputs, budget, steps=steps, spacing=spacing, progress=progress, **options
@@ -106,7 +125,7 @@ def prune_iteratively(
             own = place / f"step-{number}" if place is not None else None
             made = _cut(stepwise, own)
             row = _row(number, stepwise, made)
-            config = fit_after if number == steps else fit_between
+            config = fits[1] if number == steps else fits[0]
             if config is not None:
                 result = fit(current, config, run=run, inplace=True, folder=own, progress=progress)
                 _append(history, result.history)
@@ -135,18 +154,19 @@ def _cut(stepwise: Stepwise, folder: Path | None) -> PrunePlan:
     return made
 
 
-def _claim(folder: Path, workload: Workload, asked: Mapping[str, Any]) -> None:
+def _claim(folder: Path, workload: Workload, asked: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Write down whose state the folder holds, or check that it is this run's.
 
     Raises:
         SlimError: it holds another run's.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = digest(model_tensors(workload.model))
     text = json.dumps(asked, sort_keys=True, default=_name)
+    task = workload.task if workload.task is not None else options["task"]
     identity = {
-        "model": weights,
+        "model": digest(model_tensors(workload.model)),
         "asked": hashlib.sha256(text.encode()).hexdigest(),
+        "task": task.name if task is not None else None,
+        "data": {name: known_of(getattr(workload, name) or options[name]) for name in ("train", "val")},
     }
     path = folder / _IDENTITY
     try:
@@ -158,14 +178,47 @@ def _claim(folder: Path, workload: Workload, asked: Mapping[str, Any]) -> None:
         raise SlimError(
             f"the state of an earlier run cannot be read: {error}", where=str(path), hint="choose another folder"
         ) from error
-    if there != identity:
-        other = isinstance(there, Mapping) and there.get("model") != weights
-        what = "its model had other starting weights" if other else "its budget, steps or options were others"
+    different = _difference(there, identity)
+    if different is not None:
         raise PlanError(
-            f"the folder holds the state of another run: {what}",
+            f"the folder holds the state of another run: {different}",
             where=str(path),
             hint="choose another folder, or delete this one to start anew",
         )
+
+
+def _difference(there: Any, here: Mapping[str, Any]) -> str | None:
+    """Say in what the run that a folder belongs to differs from this one; ``None``: in nothing that is known."""
+    there = there if isinstance(there, Mapping) else {}
+    if there.get("model") != here["model"]:
+        return "its model had other starting weights"
+    if there.get("asked") != here["asked"]:
+        return "its budget, steps or options were others"
+    if there.get("task") != here["task"]:
+        return f"its task was '{there.get('task')}'"
+    for name, known in here["data"].items():
+        other = there.get("data", {}).get(name) or {}
+        for what, value in (known or {}).items():
+            if value is not None and other.get(what) not in (None, value):
+                return f"its {name} data was other data: not the same {what}"
+        if bool(known) != bool(other):
+            return f"it had {'no ' if known else ''}{name} data"
+    return None
+
+
+def known_of(source: DataSource | None) -> dict[str, Any] | None:
+    """Return what tells one source of batches from another without reading all of it.
+
+    How many batches it has, and what its first one holds where that is the same each time: a list, or a source that
+    gives its samples ``plain()``. ``None`` stands for what is not known, and differs from nothing.
+    """
+    if source is None:
+        return None
+    fixed = isinstance(source, list | tuple) or hasattr(source, "plain")
+    content = None
+    if fixed and length(source):
+        content = digest({str(number): tensor for number, tensor in enumerate(tensors_of(take(source, 1)))})
+    return {"batches": length(source), "first sample": content}
 
 
 def _name(value: object) -> str:

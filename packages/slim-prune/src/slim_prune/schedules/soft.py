@@ -20,6 +20,7 @@ from slim_core.data import to_device
 from slim_core.graph import analyse
 from slim_core.graph.isolate import unwrap
 from slim_core.graph.masking import divides
+from slim_core.graph.rules.base import Preference
 from slim_core.graph.types import ChannelGroup, Coupling, Member
 from slim_core.training.callbacks import Callback, FitState
 from slim_core.training.rng import kept_generators
@@ -74,10 +75,12 @@ class SoftPruning(Callback):
             soft.zero(epoch + 1)
         plan = soft.finish()          # the hard cut, in place
 
-    How many channels each group loses in the end follows once from the budget, with the weights at the beginning. Which
-    ones is chosen anew after each epoch from the weights of the moment: a channel that was zeroed and grew back may
-    stay. Momentum and gradients are left alone; with plain SGD and no momentum, a zeroed channel behind a ReLU has no
-    gradient and cannot come back.
+    How many channels each group loses in the end is fixed at the beginning: the budget decides, and an allocation that
+    looks at weights or data sees those of that moment. In training from random weights, only ``uniform`` makes sense
+    then, which looks at neither, as in the paper; :class:`GradualPruning` plans the counts anew on the way. Which
+    channels go is chosen anew after each epoch from the weights of the moment: a channel that was zeroed and grew back
+    may stay. Momentum and gradients are left alone; with plain SGD and no momentum, a zeroed channel behind a ReLU has
+    no gradient and cannot come back.
 
     Args:
         example_inputs: inputs of one call.
@@ -86,6 +89,7 @@ class SoftPruning(Callback):
         every: zero after every so many epochs, and after the last one.
         zero: ``channels``: the layers that make a channel and the shifts of its norms, so that it is silent as after
             the cut; ``filters``: only the layers that make it, as in the paper.
+        prefer: what attention loses first, see :func:`slim_prune.plan`.
         folder: where criteria and allocations keep resumable state.
         planner: instead of :func:`slim_prune.plan`.
         registry: where cost models and criteria are looked up.
@@ -100,6 +104,7 @@ class SoftPruning(Callback):
         asymptotic: bool = True,
         every: int = 1,
         zero: Zero = "channels",
+        prefer: Preference = "heads",
         folder: str | os.PathLike[str] | None = None,
         planner: Planner = plan,
         registry: Registry | None = None,
@@ -112,6 +117,7 @@ class SoftPruning(Callback):
         self.steps: list[SoftStep] = []
         self._inputs, self._budget, self._folder = example_inputs, budget, folder
         self._asymptotic, self._every, self._what = asymptotic, every, zero
+        self._prefer: Preference = prefer
         self._planner, self._registry, self._options = planner, registry, dict(options)
         self._model: nn.Module | None = None
         self._coupling: Coupling | None = None
@@ -135,7 +141,7 @@ class SoftPruning(Callback):
             self.goal, self._last, self.steps = None, None, []
         self._resumed = False
         self._model, self._epochs = unwrap(model), epochs
-        self._coupling = analyse(self._model, self._inputs, registry=self._registry)
+        self._coupling = analyse(self._model, self._inputs, prefer=self._prefer, registry=self._registry)
         if self.goal is None:
             with kept_generators():
                 self.goal = self._planner(

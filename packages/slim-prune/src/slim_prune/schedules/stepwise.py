@@ -15,25 +15,25 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from slim_core.budget import Bound, parse_budget
+from slim_core.budget import parse_budget
 from slim_core.errors import BudgetError
 from slim_core.graph import analyse
-from slim_core.graph.isolate import unwrap, walk
+from slim_core.graph.isolate import unwrap
+from slim_core.graph.rules.base import Preference
 from slim_core.graph.types import ChannelGroup, Coupling
 from slim_core.workload import Inputs
-from slim_prune.allocation.grid import grid
 from slim_prune.allocation.problem import Choice, Problem
 from slim_prune.composition import budget_notes
 from slim_prune.costs import cost_models
 from slim_prune.errors import PlanError
-from slim_prune.planning import check_numbers, plan
+from slim_prune.options import as_patterns, check_numbers, choices_of
+from slim_prune.planning import plan
 from slim_prune.prune_plan import PrunePlan
 from slim_prune.schedules.path import Spacing, limit_at, shares
-from slim_prune.selection import by_pattern, check_patterns, matches, producers, select
+from slim_prune.selection import matches, producers
 from slim_prune.surgery import Ema
 
 if TYPE_CHECKING:
-    from slim_core.graph.cost import CostModel
     from slim_core.registry import Registry
 
 #: What makes a plan: :func:`slim_prune.plan`, or it with some of its arguments fixed.
@@ -64,6 +64,7 @@ class Stepwise:
         ratios: final shares of channels to keep by glob.
         round_to: kept channels are a multiple of this.
         min_channels: the least that a layer keeps, for all layers or by glob.
+        prefer: what attention loses first, see :func:`slim_prune.plan`.
         planner: instead of :func:`slim_prune.plan`.
         registry: where cost models and criteria are looked up.
         options: further arguments of the planner (``importance``, ``allocation``, ``task``, ``train``, …).
@@ -86,6 +87,7 @@ class Stepwise:
         ratios: Mapping[str, float] | None = None,
         round_to: int = 8,
         min_channels: int | Mapping[str, int] = 1,
+        prefer: Preference = "heads",
         planner: Planner = plan,
         registry: Registry | None = None,
         **options: Any,
@@ -107,21 +109,25 @@ class Stepwise:
         self._inputs, self._planner, self._registry = example_inputs, planner, registry
         self._options = dict(options)
         self._round_to = round_to
-        self._include, self._exclude = _patterns(include), _patterns(exclude)
+        self._include, self._exclude = as_patterns(include), as_patterns(exclude)
+        self._prefer: Preference = prefer
         self._models = cost_models([bound.cost for bound in bounds], registry)
-        coupling = analyse(self.model, example_inputs, registry=registry)
+        coupling = self._analysed(self.model)
         self.original = {name: float(model.total(coupling.graph)) for name, model in self._models.items()}
         self.limits = {bound.cost: bound.limit(self.original[bound.cost]) for bound in bounds}
-        paths = [path for path, _ in walk(self.model)]
-        floors = min_channels if isinstance(min_channels, Mapping) else {}
-        check_patterns([*(ratios or {}), *floors], paths)
-        groups = select(coupling, paths, include=self._include, exclude=self._exclude)
-        _require_reachable(coupling, groups, self._models, bounds, ratios or {}, round_to, min_channels)
-        self._floors = _floors(groups, round_to, min_channels)
+        choices = choices_of(
+            self.model,
+            coupling,
+            include=self._include,
+            exclude=self._exclude,
+            ratios=ratios,
+            round_to=round_to,
+            min_channels=min_channels,
+        )
+        Problem(coupling, choices, self._models, bounds).require_reachable()  # before any training
+        self._floors = _floors(choices)
         self._units = {
-            group.name: (group.units, ratio)
-            for group in groups
-            if (ratio := by_pattern(group, ratios or {})) is not None
+            choice.name: (choice.group.units, choice.ratio) for choice in choices if choice.ratio is not None
         }
         self._coupling: Coupling | None = coupling  # of the model as it stands at first
 
@@ -150,7 +156,7 @@ class Stepwise:
         model = self.model if model is None else unwrap(model)
         coupling = self._coupling
         if coupling is None:
-            coupling = analyse(model, self._inputs, registry=self._registry)
+            coupling = self._analysed(model)
         limits = self.limits_at(self.taken + 1)
         budget = {}
         for name, limit in limits.items():
@@ -231,6 +237,9 @@ class Stepwise:
         if taken:
             self._coupling = None
 
+    def _analysed(self, model: nn.Module) -> Coupling:
+        return analyse(model, self._inputs, prefer=self._prefer, registry=self._registry)
+
     def _require_more(self) -> None:
         if self.finished:
             raise PlanError(f"all {self.steps} steps were taken", hint="make a new Stepwise for a smaller budget")
@@ -260,32 +269,12 @@ class Stepwise:
         return _deepest_first(found)
 
 
-def _require_reachable(
-    coupling: Coupling,
-    groups: Sequence[ChannelGroup],
-    models: Mapping[str, CostModel],
-    bounds: Sequence[Bound],
-    ratios: Mapping[str, float],
-    round_to: int,
-    least: int | Mapping[str, int],
-) -> None:
-    """Raise ``BudgetError`` where no choice meets the final budget, before the first step and its training."""
-    choices = []
-    for group in groups:
-        floor = least if isinstance(least, int) else by_pattern(group, least) or 1
-        permitted = grid(group, round_to=round_to, min_channels=floor)
-        choices.append(Choice(group, permitted, by_pattern(group, ratios)))
-    Problem(coupling, choices, models, bounds).require_reachable()
-
-
-def _floors(groups: Sequence[ChannelGroup], round_to: int, least: int | Mapping[str, int]) -> dict[str, int]:
+def _floors(choices: Sequence[Choice]) -> dict[str, int]:
     """Return the least channels that each group may ever keep: a shrunken group has a finer grid than at first."""
     found: dict[str, int] = {}
-    for group in groups:
-        floor = least if isinstance(least, int) else by_pattern(group, least) or 1
-        permitted = grid(group, round_to=round_to, min_channels=floor)
-        channels = permitted.counts[0] * permitted.channels_per_unit
-        pattern = _exactly(group)
+    for choice in choices:
+        channels = choice.grid.counts[0] * choice.grid.channels_per_unit
+        pattern = _exactly(choice.group)
         found[pattern] = min(found.get(pattern, channels), channels)
     return _deepest_first(found)
 
@@ -298,7 +287,3 @@ def _exactly(group: ChannelGroup) -> str:
 def _deepest_first(values: Mapping[str, Any]) -> dict[str, Any]:
     """A pattern also matches what is inside of a module, so inner modules come first."""
     return {pattern: values[pattern] for pattern in sorted(values, key=lambda p: -p.count("."))}
-
-
-def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)

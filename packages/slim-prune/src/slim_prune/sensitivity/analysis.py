@@ -18,20 +18,20 @@ from torch import nn
 
 from slim_core.errors import SlimError
 from slim_core.graph import analyse
-from slim_core.graph.isolate import unwrap, walk
-from slim_core.graph.rules.base import Rule, refs_of
+from slim_core.graph.isolate import unwrap
+from slim_core.graph.rules.base import Preference, Rule, refs_of
 from slim_core.graph.types import ChannelGroup, Coupling
 from slim_core.progress import Progress, SilentProgress
 from slim_core.training.state import digest
 from slim_core.workload import DataSource, Inputs, Task
 from slim_prune import importance as importances
-from slim_prune.allocation.grid import Grid, channels_per_unit, grid
+from slim_prune.allocation.grid import Grid, channels_per_unit
 from slim_prune.context import Context
 from slim_prune.edits import Indices, state_of
 from slim_prune.errors import PlanError
-from slim_prune.importance.aggregate import Tensors
-from slim_prune.planning import _Scorer, check_numbers
-from slim_prune.selection import by_pattern, check_patterns, select
+from slim_prune.options import as_patterns, check_numbers, choices_of
+from slim_prune.scorer import Scorer, context_of
+from slim_prune.selection import by_pattern
 from slim_prune.sensitivity.curves import Base, Curve, Curves, Point
 from slim_prune.sensitivity.engine import Engine, Key
 from slim_prune.sensitivity.meter import Measure
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from slim_core.registry import Registry
 
 MEMORY = 1 << 29
+#: seconds that a worker may be silent: a batch of one point takes far less
+SILENCE = 3600.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Job:
         example_inputs: inputs that ``coupling`` was made with.
         coupling: the analysis.
         task: what is measured.
-        data: on what.
+        val: the batches that it is measured on.
         metric: name of the metric; ``None``: the task's primary one.
         orders: units of each group, the most important first.
         keys: the points, in the order of the forward.
@@ -72,7 +74,7 @@ class Job:
     example_inputs: Inputs
     coupling: Coupling
     task: Task
-    data: DataSource
+    val: DataSource
     metric: str | None
     orders: Mapping[str, Indices]
     keys: tuple[Key, ...]
@@ -89,7 +91,7 @@ class Job:
     def read(self) -> Samples:
         """Read the data."""
         return Samples(
-            self.data,
+            self.val,
             limit=self.samples,
             seed=self.seed if self.stop is not None else None,
             even=Measure.of(self.task, self.metric).by_sample,
@@ -130,7 +132,7 @@ def sensitivity(
     model: nn.Module,
     example_inputs: Inputs,
     task: Task,
-    data: DataSource,
+    val: DataSource,
     *,
     metric: str | None = None,
     importance: Any = "l1",
@@ -140,11 +142,13 @@ def sensitivity(
     counts: Mapping[str, Sequence[int]] | None = None,
     round_to: int = 8,
     min_channels: int | Mapping[str, int] = 1,
+    prefer: Preference = "heads",
     samples: int | None = None,
     early_stop: EarlyStop | float | None = None,
     folder: str | os.PathLike[str] | None = None,
     shard: str | tuple[int, int] | None = None,
-    workers: int = 1,
+    workers: int = 0,
+    timeout: float = SILENCE,
     train: DataSource | None = None,
     seed: int = 0,
     memory: int = MEMORY,
@@ -162,7 +166,7 @@ def sensitivity(
         model: any model whose forward runs on ``example_inputs``.
         example_inputs: positional inputs (tuple, batch first), keyword inputs (mapping) or one tensor.
         task: how batches split and what is measured.
-        data: batches to measure on: validation data.
+        val: batches to measure on.
         metric: name of the task's metric, or ``"loss"``; ``None``: the task's primary metric.
         importance: which units go first: a criterion's name, a mapping with its options, or a function.
         include: globs over module paths; a group is included when a module that makes its channels matches.
@@ -172,12 +176,14 @@ def sensitivity(
         counts: kept channels to measure instead, by glob.
         round_to: kept channels are a multiple of this.
         min_channels: the least that any layer keeps, for all or by glob.
+        prefer: what attention loses first, see :func:`slim_prune.plan`.
         samples: use the first so many samples only; ``None``: all.
         early_stop: stop a point when its confidence interval decides: the tolerance in the metric's unit, or all
             settings as :class:`EarlyStop`; ``None``: every point is measured on all samples.
         folder: where measured points are kept, one by one: a run that was killed goes on there. ``None``: nowhere.
         shard: measure one part of the points: ``"1/4"``. Merge the parts, or let them share ``folder``.
-        workers: processes that share the work on this machine.
+        workers: processes that share the work on this machine; 0: this one measures.
+        timeout: seconds without any sign of a worker after which it is given up on, and started anew.
         train: training batches, for criteria that look at data.
         seed: of criteria that draw, and of the order of samples with ``early_stop``.
         memory: bytes up to which data, and values between layers, are kept.
@@ -192,41 +198,38 @@ def sensitivity(
         DataError: there are no samples, or they can be read only once.
         SlimError: the task has no such metric, or an argument means nothing.
     """
-    include = (include,) if isinstance(include, str) else tuple(include)
-    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     check_numbers({}, round_to, min_channels)
     if points < 1:
         raise SlimError(f"points must be at least 1, not {points}", where="points")
     Measure.of(task, metric)
     label, criterion = importances.resolve(importance, registry)
-    importances.check_data(label, criterion, task=task, train=train, val=data)
+    importances.check_data(label, criterion, task=task, train=train, val=val)
     model = unwrap(model)
-    coupling = coupling if coupling is not None else analyse(model, example_inputs, registry=registry)
-    paths = [path for path, _ in walk(model)]
-    floors = min_channels if isinstance(min_channels, Mapping) else {}
-    check_patterns([*(counts or {}), *floors], paths)
-    groups = select(coupling, paths, include=include, exclude=exclude)
-    context = Context(
-        model=model,
-        example_inputs=example_inputs,
-        coupling=coupling,
-        tensors=Tensors({name: tensor.detach() for name, tensor in state_of(model).items()}),
-        score=(scorer := _Scorer(label, criterion)),
+    coupling = coupling if coupling is not None else analyse(model, example_inputs, prefer=prefer, registry=registry)
+    choices = choices_of(
+        model,
+        coupling,
+        include=as_patterns(include),
+        exclude=as_patterns(exclude),
+        round_to=round_to,
+        min_channels=min_channels,
+        patterns=tuple(counts or ()),
+    )
+    context = context_of(
+        model,
+        example_inputs,
+        coupling,
+        Scorer(label, criterion),
         task=task,
         train=train,
-        val=data,
+        val=val,
         seed=seed,
         progress=progress or SilentProgress(),
         registry=registry,
     )
-    scorer.context = context
-    grids = {}
-    for group in groups:
-        floor = min_channels if isinstance(min_channels, int) else by_pattern(group, min_channels) or 1
-        grids[group.name] = grid(group, round_to=round_to, min_channels=floor)
     return curves_of(
         context,
-        grids,
+        {choice.name: choice.grid for choice in choices},
         metric=metric,
         points=points,
         counts=counts,
@@ -235,6 +238,7 @@ def sensitivity(
         folder=Path(folder) if folder is not None else None,
         shard=shard,
         workers=workers,
+        timeout=timeout,
         memory=memory,
         replay=replay,
     )
@@ -251,7 +255,8 @@ def curves_of(
     stop: EarlyStop | None = None,
     folder: Path | None = None,
     shard: str | tuple[int, int] | None = None,
-    workers: int = 1,
+    workers: int = 0,
+    timeout: float = SILENCE,
     memory: int = MEMORY,
     replay: bool = True,
     by_identity: bool = False,
@@ -284,7 +289,7 @@ def curves_of(
         plugin_rules(context.registry),
     )
     part = parse_shard(shard)
-    return run(job, groups, folder, part, workers, context.progress, by_identity=by_identity)
+    return run(job, groups, folder, part, workers, timeout, context.progress, by_identity=by_identity)
 
 
 def run(
@@ -293,22 +298,25 @@ def run(
     folder: Path | None,
     part: Shard,
     workers: int,
+    timeout: float,
     progress: Progress,
     *,
     by_identity: bool = False,
 ) -> Curves:
     """Measure a job's points, or a part of them, and return them as curves."""
-    if workers < 1:
-        raise SlimError(f"workers must be at least 1, not {workers}", where="workers")
+    if workers < 0:
+        raise SlimError(f"workers must be at least 0, not {workers}", where="workers", hint="0: this process measures")
+    if timeout <= 0:
+        raise SlimError(f"timeout is a number of seconds above 0, not {timeout:g}", where="timeout")
     data = job.read()
     identity = job.identity(data)
     if folder is not None and by_identity:
         folder = folder / f"sensitivity-{_digest(repr(sorted(identity.items())).encode())[:16]}"
     mine = share_of(job.keys, job.coupling, part)
-    if workers > 1 and len(mine) > 1:
+    if workers and mine:
         from slim_prune.sensitivity.workers import measure_in_processes
 
-        base, points, notes = measure_in_processes(job, data, identity, mine, folder, part, workers, progress)
+        base, points, notes = measure_in_processes(job, data, identity, mine, folder, part, workers, timeout, progress)
     else:
         base, points, notes = _measure_here(job, data, identity, mine, folder, part, progress)
     wanted = set(mine)

@@ -492,7 +492,7 @@ class Engine:
             coupling = self._coupling
         else:
             try:
-                coupling = analyse(self._model, inputs, registry=self._registry)
+                coupling = analyse(self._model, inputs, prefer=self._coupling.prefer, registry=self._registry)
             except SlimError as error:
                 raise NotReplayableError(f"the analysis fails on a batch: {error.what}") from None
             if not _same_groups(coupling, self._coupling):

@@ -11,12 +11,13 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from slim_prune.errors import PlanError
+from slim_prune.locking import lock
 from slim_prune.sensitivity.curves import Base, Point
 from slim_prune.sensitivity.merge import check_identity, put, same_base
 
@@ -113,23 +114,22 @@ class Store:
 
 
 def clear(folder: Path) -> None:
-    """Remove the points in ``folder``."""
-    for path in folder.glob("points-*.jsonl"):
-        path.unlink()
+    """Remove the points in ``folder``.
+
+    Raises:
+        PlanError: another process is measuring into it; nothing is removed then.
+    """
+    paths = list(folder.glob("points-*.jsonl"))
+    with ExitStack() as stack:
+        for path in paths:
+            _lock(stack.enter_context(open(path, "ab")), path)
+        for path in paths:
+            path.unlink()
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    with suppress(ImportError):  # no fcntl: not a POSIX system
-        import fcntl
-
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PlanError(
-                "another process is measuring into this folder",
-                where=str(path),
-                hint="wait for it, or give each process a shard of its own: --shard 1/2 and --shard 2/2",
-            ) from None
+    hint = "wait for it, or give each process a shard of its own: --shard 1/2 and --shard 2/2"
+    lock(file.fileno(), path, "measuring into this folder", hint)
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

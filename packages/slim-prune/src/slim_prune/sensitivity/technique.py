@@ -33,7 +33,8 @@ class SensitivityConfig(StructuredConfig):
         max_pruned: the largest share of its channels that a layer may lose.
         curves: a file of curves that were measured before; ``null``: measure. They are those of the whole model, so
             that a schedule of several cuts cannot use them: it measures before each cut.
-        workers: processes that share the measuring.
+        workers: processes that share the measuring; 0: this one.
+        timeout: seconds without any sign of a worker after which it is given up on.
     """
 
     metric: str = "loss"
@@ -43,7 +44,8 @@ class SensitivityConfig(StructuredConfig):
     max_drop: float | None = Field(None, ge=0)
     max_pruned: float = Field(0.9, gt=0, le=1)
     curves: str | None = None
-    workers: int = Field(1, ge=1)
+    workers: int = Field(0, ge=0)
+    timeout: float = Field(3600.0, gt=0)
 
     @model_validator(mode="after")
     def _of_the_whole_model(self) -> SensitivityConfig:
@@ -77,4 +79,5 @@ class SensitivityPruning(StructuredPruning):
             "max_pruned": config.max_pruned,
             "curves": config.curves,
             "workers": config.workers,
+            "timeout": config.timeout,
         }

@@ -1,13 +1,13 @@
 """Worker processes on this machine: each measures a part of the points and writes a file of its own.
 
-A worker is a fresh interpreter (``spawn``), so that threads and accelerators work in it; model, task and data are sent
-to it once. One that dies is started again, and goes on where it stopped. Workers end when their parent does.
+Model, task and data are sent to a worker once. One that dies, or says nothing for too long, is started again, and goes
+on where it stopped. How workers begin and end: ``processes.py``.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import torch
 from slim_core.errors import SlimError
 from slim_core.progress import Progress, Track
 from slim_prune.errors import PlanError
-from slim_prune.processes import begin, loaded_files, packed
+from slim_prune.processes import START_S, Worker, begin, packed, start
 from slim_prune.sensitivity.curves import Base, Point
 from slim_prune.sensitivity.samples import Samples
 from slim_prune.sensitivity.shards import Shard, share_of
@@ -48,11 +48,20 @@ class Errand:
 
 
 @dataclass(eq=False)
-class _Worker:
+class _Running:
+    """A worker at work, and what it was told."""
+
     errand: Errand
-    process: Any
-    pipe: Connection
+    payload: bytes
+    worker: Worker
+    timeout: float
     tries: int = 1
+    late: bool = False
+
+    @property
+    def ends(self) -> float:
+        """When it will have been silent for too long."""
+        return self.worker.since + (self.timeout if self.worker.ready else START_S)
 
 
 def measure_in_processes(
@@ -63,6 +72,7 @@ def measure_in_processes(
     folder: Path | None,
     part: Shard,
     workers: int,
+    timeout: float,
     progress: Progress,
 ) -> tuple[Base, dict[Key, Point], list[str]]:
     """Measure ``keys`` with ``workers`` processes; returns the whole model, all points that are known, and notes.
@@ -87,69 +97,87 @@ def measure_in_processes(
             if (share := share_of(missing, job.coupling, (number, workers)))
         ]
         with progress.track("sensitivity", len(missing)) as track:
-            notes = _oversee(errands, track)
+            notes = _oversee(errands, timeout, track)
         store.reload()
         return store.base, dict(store.points), notes
 
 
-def _oversee(errands: Sequence[Errand], track: Track) -> list[str]:
+def _oversee(errands: Sequence[Errand], timeout: float, track: Track) -> list[str]:
     """Start a process for each errand and wait for all of them."""
-    running: list[_Worker] = []
+    running: list[_Running] = []
     notes: dict[str, None] = {}
+    payloads = [packed(errand, instead="start several processes with --shard") for errand in errands]
     try:
-        running += [_start(errand) for errand in errands]
+        for errand, payload in zip(errands, payloads, strict=True):
+            running.append(_begun(errand, payload, timeout))
         while running:
-            ready = set(wait([worker.pipe for worker in running]))
-            for worker in [worker for worker in running if worker.pipe in ready]:
-                try:
-                    kind, told = worker.pipe.recv()
-                except (EOFError, OSError):
-                    running.remove(worker)
-                    running.append(_again(worker))
+            for item in _ready_or_late(running):
+                told = _heard(item)
+                if told is None:
+                    running.remove(item)
+                    running.append(_again(item))
                     continue
-                if kind == "advance":
-                    track.advance(told)
+                kind, value = told
+                if kind == "hello":
+                    with suppress(OSError):  # it died meanwhile: reading finds out
+                        item.worker.pipe.send_bytes(item.payload)
+                        item.worker.ready = True
+                elif kind == "advance":
+                    track.advance(value)
                 elif kind == "done":
-                    notes |= dict.fromkeys(told)
-                    running.remove(worker)
-                    _end(worker)
+                    notes |= dict.fromkeys(value)
+                    running.remove(item)
+                    item.worker.end()
                 else:
-                    raise told
+                    raise value
+                item.worker.since = time.monotonic()
     finally:
-        for worker in running:
-            worker.process.kill()
-            _end(worker)
+        for item in running:
+            item.worker.end()
     return list(notes)
 
 
-def _start(errand: Errand, tries: int = 1) -> _Worker:
-    payload = packed(errand, instead="start several processes with --shard")
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, loaded_files()), name="slim-sensitivity")
-    process.start()
-    theirs.close()
-    with suppress(OSError):  # it died: reading finds out
-        ours.send_bytes(payload)
-    return _Worker(errand, process, ours, tries)
+def _ready_or_late(running: Sequence[_Running]) -> list[_Running]:
+    """Wait until workers say something, or one has been silent for too long."""
+    left = max(0.0, min(item.ends for item in running) - time.monotonic())
+    ready = set(wait([item.worker.pipe for item in running], timeout=min(left, 60.0)))
+    now = time.monotonic()
+    found = []
+    for item in running:
+        item.late = item.worker.pipe not in ready and now >= item.ends
+        if item.late or item.worker.pipe in ready:
+            found.append(item)
+    return found
 
 
-def _again(worker: _Worker) -> _Worker:
-    _end(worker)
-    if worker.tries > _RETRIES:
+def _heard(item: _Running) -> tuple[str, Any] | None:
+    """Return what a worker says; ``None``: it is lost."""
+    if item.late:
+        return None
+    try:
+        kind, value = item.worker.pipe.recv()
+    except (EOFError, OSError):
+        return None
+    return kind, value
+
+
+def _begun(errand: Errand, payload: bytes, timeout: float, tries: int = 1) -> _Running:
+    return _Running(errand, payload, start(_serve, "slim-sensitivity"), timeout, tries)
+
+
+def _again(item: _Running) -> _Running:
+    """Give a lost worker's errand to a new one."""
+    item.worker.end()
+    if item.tries > _RETRIES:
+        why = f"was silent for {item.timeout:g} s" if item.late else "ended"
         raise PlanError(
-            f"a worker process ended {worker.tries} times before its points were measured (exit status "
-            f"{worker.process.exitcode})",
+            f"a worker process {why} {item.tries} times before its points were measured (exit status "
+            f"{item.worker.code})",
             where="workers",
             hint="a script that measures with workers must do so below `if __name__ == '__main__':`; "
-            "look for lack of memory, or set workers to 1",
+            "look for lack of memory, raise timeout where batches take long, or set workers to 0",
         )
-    return _start(worker.errand, worker.tries + 1)
-
-
-def _end(worker: _Worker) -> None:
-    worker.pipe.close()
-    worker.process.join()
+    return _begun(item.errand, item.payload, item.timeout, item.tries + 1)
 
 
 class _Telling:
@@ -166,6 +194,7 @@ def _serve(pipe: Connection, files: Mapping[str, str]) -> None:
     """The life of a worker."""
     begin(files)
     with suppress(EOFError, OSError):
+        pipe.send(("hello", None))
         try:
             errand: Errand = pipe.recv()
             torch.set_num_threads(errand.threads)
@@ -185,7 +214,7 @@ def _measure(errand: Errand, advance: _Telling) -> list[str]:
             "a worker process read other samples than its parent, or the same ones in another order",
             where="workers",
             hint="give data that come the same way each time (shuffle=False, no random augmentation), or set workers "
-            "to 1",
+            "to 0",
         )
     with Store(errand.folder, errand.identity, errand.part, errand.worker) as store:
         engine = errand.job.engine(data)

@@ -16,6 +16,7 @@ from slim_core.graph.isolate import unwrap
 from slim_core.graph.types import Coupling
 from slim_core.progress import Progress
 from slim_core.workload import DataSource, Inputs, Task
+from slim_prune.options import as_patterns
 from slim_prune.sparsity.errors import SparsityError
 from slim_prune.sparsity.masks import SparsityMasks
 from slim_prune.sparsity.orders import Order
@@ -84,7 +85,7 @@ def plan(
     ratios = dict(ratios or {})
     check_figures(scheme, sparsity, budget, threshold, ratios)
     model = unwrap(model)
-    targets = find_targets(model, _patterns(include), _patterns(exclude))
+    targets = find_targets(model, as_patterns(include), as_patterns(exclude))
     _check_ratios(ratios, targets)
     if not targets:
         raise SparsityError("the model has no weight that may become sparse", hint="see include=… for other parameters")
@@ -238,10 +239,6 @@ def _lowered(scores: Array, mask: Any) -> Array:
 
 def _array(mask: Any) -> Any:
     return mask.cpu().numpy()
-
-
-def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 __all__ = ["NM", "NONZERO", "Block", "Scheme", "Unstructured", "check_figures", "plan"]

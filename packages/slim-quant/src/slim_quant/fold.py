@@ -29,7 +29,7 @@ def fold_batch_norms(model: ExportedModel) -> tuple[str, ...]:
     """
     notes = []
     for norm in [node for node in model.graph.nodes if op_name(node) == BATCH_NORM]:
-        reason = _obstacle(norm)
+        reason = obstacle(norm)
         if reason is None:
             _fold(model, norm)
         else:
@@ -55,7 +55,8 @@ def folded(
     return wide.to(weight.dtype), (moved * factor + (0.0 if shift is None else shift.double())).to(weight.dtype)
 
 
-def _obstacle(norm: fx.Node) -> str | None:
+def obstacle(norm: fx.Node) -> str | None:
+    """Return why a batch norm cannot be folded, or ``None``."""
     layer = norm.args[0]
     if not isinstance(layer, fx.Node) or op_name(layer) not in FOLDABLE:
         return "it does not follow a convolution or linear layer"
@@ -79,14 +80,14 @@ def _obstacle(norm: fx.Node) -> str | None:
 
 def _fold(model: ExportedModel, norm: fx.Node) -> None:
     layer = norm.args[0]
-    assert isinstance(layer, fx.Node)  # noqa: S101 - checked by _obstacle
+    assert isinstance(layer, fx.Node)  # noqa: S101 - checked by obstacle
     position, axis = FOLDABLE[op_name(layer)]
     weight_name, bias_node = str(owner_of(layer.args[1])), argument(layer, position)
     bias_name = owner_of(bias_node)
     gain, shift, mean, var = (None if owner_of(node) is None else get_tensor(model, str(owner_of(node)))
                               for node in norm.args[1:5])  # fmt: skip
     weight = get_tensor(model, weight_name)
-    assert mean is not None  # noqa: S101 - checked by _obstacle
+    assert mean is not None  # noqa: S101 - checked by obstacle
     assert var is not None  # noqa: S101
     with torch.no_grad():
         new_weight, new_bias = folded(
@@ -103,6 +104,7 @@ def _fold(model: ExportedModel, norm: fx.Node) -> None:
         layer.args = tuple(args)
     else:
         set_tensor(model, bias_name, nn.Parameter(new_bias, requires_grad=weight.requires_grad))
+    layer.meta["statistics"] = _statistics(new_bias, gain, shift)
     norm.replace_all_uses_with(layer)
     names = [owner_of(node) for node in norm.args[1:5]]
     model.graph.erase_node(norm)
@@ -110,6 +112,12 @@ def _fold(model: ExportedModel, norm: fx.Node) -> None:
     for name in [*(name for name in names if name), counter]:
         if not any(node.target == name and node.users for node in model.graph.nodes if node.op == "get_attr"):
             _drop_if_there(model, name)
+
+
+def _statistics(bias: Tensor, gain: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel of the norm's output, on what it was trained with."""
+    mean = torch.zeros_like(bias) if shift is None else shift.detach().clone()
+    return mean.detach(), (torch.ones_like(bias) if gain is None else gain.detach().abs()).detach()
 
 
 def _drop_if_there(model: ExportedModel, name: str) -> None:

@@ -19,7 +19,17 @@ TARGETS = {
 }
 
 #: slim-quant's own corrections; ``slim_quant.ptq.corrections`` reads the same table.
-CORRECTIONS: dict[str, Lazy] = {}
+CORRECTIONS = {
+    "adaround": Lazy("slim_quant.ptq.corrections.adaround", "AdaRound"),
+    "bias_absorption": Lazy("slim_quant.ptq.corrections.absorption", "BiasAbsorption"),
+    "bias_correction": Lazy("slim_quant.ptq.corrections.bias", "BiasCorrection"),
+    "bias_correction_analytic": Lazy("slim_quant.ptq.corrections.bias_analytic", "AnalyticBiasCorrection"),
+    "brecq": Lazy("slim_quant.ptq.corrections.brecq", "BRECQ"),
+    "equalization": Lazy("slim_quant.ptq.corrections.equalization", "Equalization"),
+    "gptq": Lazy("slim_quant.ptq.corrections.gptq", "GPTQ"),
+    "qdrop": Lazy("slim_quant.ptq.corrections.brecq", "QDrop"),
+    "smoothquant": Lazy("slim_quant.ptq.corrections.smoothquant", "SmoothQuant"),
+}
 
 
 @hookimpl

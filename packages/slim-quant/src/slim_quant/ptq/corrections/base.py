@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-from torch import Tensor
-
 from slim_core.errors import UnknownNameError
 from slim_core.progress import Progress, SilentProgress
 from slim_quant.named import Named, build, split
@@ -29,14 +27,11 @@ class CorrectionContext:
         seed: the same seed gives the same result.
         progress: where to report to.
         notes: lines for the report; a correction appends what it did and what it left alone, with the reason.
-        floats: parameters as they were before a correction of stage ``"rounding"`` or ``"bias"`` first changed them,
-            by state-dict name: what the later ones measure errors against.
     """
 
     seed: int = 0
     progress: Progress = field(default_factory=SilentProgress)
     notes: list[str] = field(default_factory=list)
-    floats: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Correction(Protocol):
@@ -56,9 +51,10 @@ class Correction(Protocol):
 
         Args:
             prepared: the graph and where its quantizers go.
-            calibrated: scales and zero points; ``None`` at stage ``"float"``.
+            calibrated: scales and zero points, and the float parameters as they were calibrated; ``None`` at stage
+                ``"float"``.
             data: the calibration samples.
-            context: seed, progress, notes, and the float values of what was rounded.
+            context: seed, progress, notes.
         """
 
 
@@ -76,11 +72,13 @@ def make_correction(named: Named | Correction, registry: Registry | None = None)
     """
     if not isinstance(named, str) and hasattr(named, "stage"):
         return cast(Correction, named)
-    name, options = split(named, "a correction", '{"name": "adaround", "iterations": 500}')  # type: ignore[arg-type]
+    name, options = split(named, "a correction", '{"name": "adaround", "iterations": 500}')
     return build(name, _maker(name, registry), options, "correction")
 
 
-def make_corrections(named: Sequence[Named | Correction], registry: Registry | None = None) -> dict[Stage, list[Correction]]:
+def make_corrections(
+    named: Sequence[Named | Correction], registry: Registry | None = None
+) -> dict[Stage, list[Correction]]:
     """Return corrections by stage, within a stage in the order given.
 
     Raises:

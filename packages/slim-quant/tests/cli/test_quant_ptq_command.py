@@ -52,21 +52,8 @@ def slim_register_datasets(register):
 """
 
 
-@pytest.fixture(scope="module")
-def quantized(trained, tmp_path_factory):
-    """What the command left behind and printed, in JSON."""
-    folder = tmp_path_factory.mktemp("quantized")
-    files = (folder / "int8.safetensors", folder / "int8.onnx")
-    status, out, err = slim(
-        "quant", "ptq", "--checkpoint", trained.checkpoint, *DATA, "--samples", 64, "-o", files[0], "--onnx", files[1],
-        format="json",
-    )  # fmt: skip
-    assert status == 0, err
-    return files, json.loads(out), trained
-
-
 def test_the_checkpoint_is_a_quantized_model_with_the_accuracy_that_was_printed(quantized) -> None:
-    (checkpoint, _), data, trained = quantized
+    checkpoint, _, data, trained = quantized
     loaded = load(checkpoint, registry=load_plugins().registry)
     assert is_quantized(loaded.model)
     found = evaluate(loaded.model, trained.workload.task, trained.workload.val)
@@ -77,7 +64,7 @@ def test_the_checkpoint_is_a_quantized_model_with_the_accuracy_that_was_printed(
 
 
 def test_every_convolution_and_linear_layer_is_listed_as_integers(quantized) -> None:
-    _, data, trained = quantized
+    _, _, data, trained = quantized
     layers = [
         name
         for name, module in trained.workload.model.named_modules()
@@ -89,7 +76,7 @@ def test_every_convolution_and_linear_layer_is_listed_as_integers(quantized) -> 
 
 
 def test_sizes_are_those_of_the_files(quantized) -> None:
-    (checkpoint, onnx), data, trained = quantized
+    checkpoint, onnx, data, trained = quantized
     assert data["checkpoint"] == {"path": str(checkpoint), "bytes": checkpoint.stat().st_size}
     assert data["onnx"]["bytes"] == onnx.stat().st_size
     model = trained.workload.model
@@ -99,7 +86,7 @@ def test_sizes_are_those_of_the_files(quantized) -> None:
 def test_the_onnx_file_gives_what_the_checkpoint_simulates(quantized) -> None:
     """onnxruntime on one side, PyTorch on the other, on all validation samples."""
     ort = pytest.importorskip("onnxruntime")
-    (checkpoint, onnx), data, trained = quantized
+    checkpoint, onnx, data, trained = quantized
     model = load(checkpoint, registry=load_plugins().registry).model
     session = ort.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
     same, seen = 0, 0
@@ -239,8 +226,7 @@ def test_bad_input_is_one_error_and_status_2(arguments, messages, tmp_path, monk
 
 
 def test_a_quantized_model_is_not_quantized_again(quantized) -> None:
-    (checkpoint, _), _, _ = quantized
-    status, _, err = slim("quant", "ptq", "--checkpoint", checkpoint, *DATA, *FAST)
+    status, _, err = slim("quant", "ptq", "--checkpoint", quantized.checkpoint, *DATA, *FAST)
     assert status == 2
     assert "quantized already" in err
 

@@ -10,7 +10,7 @@ import click
 from slim_core.cli.options import WorkloadRequest, named, workload_options
 from slim_quant.cli.delivery import Wanted, deliver, wanted_options, writing
 from slim_quant.cli.options import SchemeRequest, scheme_options
-from slim_quant.cli.subject import calibration, warn_if_random
+from slim_quant.cli.subject import warn_if_random
 
 if TYPE_CHECKING:
     from slim_core.cli.app import App
@@ -53,11 +53,12 @@ def ptq_command(
     arguments = asked.arguments()
     workload = request.workload(app.registry, needs_data="slim quant ptq")
     from slim_quant.ptq.static import quantize
+    from slim_quant.technique import calibration_inputs
 
     warn_if_random(app, request, workload)
     result = quantize(
         workload.model,
-        calibration(workload, seed),
+        calibration_inputs(workload, seed),
         example_inputs=workload.example_inputs,
         corrections=chosen,
         seed=seed,
@@ -85,11 +86,12 @@ def _draw(app: App, workload: Workload, result: QuantResult, path: Path) -> None
     from slim_core.files import write_text
     from slim_quant.diff.analysis import diff
     from slim_quant.diff.show import drawing
+    from slim_quant.technique import calibration_inputs
 
     found = diff(
         workload.model,
         result,
-        calibration(workload, 0),
+        calibration_inputs(workload, 0),
         example_inputs=workload.example_inputs,
         progress=app.output.progress,
     )

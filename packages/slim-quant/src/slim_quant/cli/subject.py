@@ -18,13 +18,6 @@ def warn_if_random(app: App, request: WorkloadRequest, workload: Workload) -> No
         app.output.warn("the weights are random: neither --weights nor --checkpoint was given")
 
 
-def calibration(workload: Workload, seed: int) -> Iterator[Any]:
-    """Yield training inputs, without augmentation where the data set knows how, in an order that ``seed`` decides."""
-    from slim_quant.technique import _inputs
-
-    yield from _inputs(workload, seed)
-
-
 def validation(workload: Workload, samples: int) -> Iterator[Any]:
     """Yield inputs of the first ``samples`` validation samples, in batches."""
     from slim_core.data import batch_size

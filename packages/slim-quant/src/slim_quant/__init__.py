@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from slim_quant.deploy import Deployment as Deployment
     from slim_quant.deploy import compare as compare
     from slim_quant.deploy import runtime_operators as runtime_operators
+    from slim_quant.dynamic import quantize_dynamic as quantize_dynamic
     from slim_quant.overrides import Override as Override
     from slim_quant.preparation import Calibrated as Calibrated
     from slim_quant.preparation import Prepared as Prepared
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
     from slim_quant.preparation import finish as finish
     from slim_quant.preparation import prepare as prepare
     from slim_quant.ptq.static import quantize as quantize
+    from slim_quant.qat import convert as convert
+    from slim_quant.qat import prepare_qat as prepare_qat
     from slim_quant.result import QuantReport as QuantReport
     from slim_quant.result import QuantResult as QuantResult
     from slim_quant.schemes import Scheme as Scheme
     from slim_quant.targets import Target as Target
     from slim_quant.targets import get_target as get_target
+    from slim_quant.weight_only import PackedResult as PackedResult
+    from slim_quant.weight_only import quantize_weights as quantize_weights
 
 _LAZY = {
     "CalibrationData": "slim_quant.calibration",
@@ -42,14 +47,24 @@ _LAZY = {
     "Deployment": "slim_quant.deploy",
     "Scheme": "slim_quant.schemes",
     "compare": "slim_quant.deploy",
+    "PackedResult": "slim_quant.weight_only",
+    "convert": "slim_quant.qat",
+    "prepare_qat": "slim_quant.qat",
     "quantize": "slim_quant.ptq.static",
+    "quantize_dynamic": "slim_quant.dynamic",
+    "quantize_weights": "slim_quant.weight_only",
     "runtime_operators": "slim_quant.deploy",
 }
 
-__all__ = [*_LAZY]
+#: packages that are called like the function that they are named after
+_FUNCTIONS = ("diff", "sensitivity")
+
+__all__ = [*_LAZY, *_FUNCTIONS]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name in _FUNCTIONS:
+        return import_module(f"slim_quant.{name}")
     raise AttributeError(f"module 'slim_quant' has no attribute {name!r}")

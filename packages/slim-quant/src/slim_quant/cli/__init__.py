@@ -14,3 +14,12 @@ quant.add_lazy("ptq", Lazy("slim_quant.cli.ptq", "ptq_command"), "Quantize a tra
 quant.add_lazy(
     "export", Lazy("slim_quant.cli.export", "export_command"), "Write the int8 file, and check what it gives."
 )
+quant.add_lazy(
+    "sensitivity", Lazy("slim_quant.cli.sensitivity", "sensitivity_command"), "Measure what each layer costs."
+)
+quant.add_lazy(
+    "weights", Lazy("slim_quant.cli.weights", "weights_command"), "Store weights in few bits; compute in float."
+)
+quant.add_lazy(
+    "dynamic", Lazy("slim_quant.cli.weights", "dynamic_command"), "Multiply in int8, with scales from the batch."
+)

@@ -6,7 +6,7 @@ Each command builds a quantized workload in its own way and hands it to :func:`d
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,6 +228,32 @@ def _on_runtime(app: App, workload: Workload, path: Path, target: str, samples: 
     except MissingExtraError as error:
         app.output.warn(f"the file was not run: {error.what}; {error.hint}")
     return found
+
+
+def drawn(app: App, path: Path, plots: Sequence[Mapping[str, Any]], title: str, lines: Sequence[str] = ()) -> None:
+    """Write plots, as :func:`slim_core.report.plots.read_plots` reads them, into an SVG file."""
+    from slim_core.files import write_text
+    from slim_core.report.plots import draw, read_plots
+    from slim_core.report.svg_file import standalone
+
+    with writing(path):
+        write_text(path, standalone([draw(plot) for plot in read_plots(list(plots))], title=title, lines=lines))
+    app.output.note(f"drawn into {path}")
+
+
+def draw_rows(app: App, rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draw the figures in dB of a report's layers as bars."""
+    titles = {"sqnr_db": "SQNR of each layer's output", "weight_sqnr_db": "SQNR of each weight"}
+    plots = [
+        {
+            "kind": "bars",
+            "title": name,
+            "unit": "dB",
+            "rows": [{"name": row["name"], "value": row.get(key), "note": f"{row['bits']} bits"} for row in rows],
+        }
+        for key, name in titles.items()
+    ]
+    drawn(app, path, plots, title)
 
 
 def tensor_bytes(workload: Workload) -> int:

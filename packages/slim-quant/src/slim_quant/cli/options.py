@@ -78,7 +78,8 @@ class SchemeRequest:
         Raises:
             SlimError: one cannot be read.
         """
-        return tuple(self._override(text) for text in self.override)
+        weight, activation = self.weight, self.activation
+        return tuple(read_override(text, weight, activation) for text in self.override)
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of :func:`slim_quant.quantize` that these options stand for.
@@ -97,28 +98,40 @@ class SchemeRequest:
             "samples": self.samples,
         }
 
-    def _override(self, text: str) -> Override:
-        from slim_quant.overrides import Override
-        from slim_quant.schemes import Scheme
 
-        operator = text.startswith(_OPERATOR)
-        found = named(text.removeprefix(_OPERATOR), "--override", _EXAMPLE)
-        if isinstance(found, str):
-            raise SlimError(
-                f"--override '{text}' sets nothing",
-                hint=f"for example --override {_EXAMPLE}, or --skip '{text}' to leave these layers in float",
-            )
-        name = found.pop("name")
-        for key in found:
-            if key not in _SETTINGS:
-                hint = f"{close_match(key, _SETTINGS)} known: {', '.join(_SETTINGS)}".strip()
-                raise SlimError(f"--override '{text}': there is no setting '{key}'", hint=hint)
-        settings: dict[str, Any] = {key: found[key] for key in _PLAIN if key in found}
-        for kind, base, keys in (("weight", self.weight, _WEIGHT), ("activation", self.activation, _ACTIVATION)):
-            given = {keys[key]: found[key] for key in keys if key in found}
-            if given:
-                settings[kind] = Scheme.from_json(_with_granularity({**base.to_json(), **given}, given))
-        return Override(**({"op": name} if operator else {"match": name}), **settings)
+def read_override(text: str, weight: Scheme, activation: Scheme | None) -> Override:
+    """Read ``GLOB:SETTING=VALUE,…`` or ``op:NAME:SETTING=VALUE,…``.
+
+    Args:
+        text: what stands behind ``--override``.
+        weight: the scheme of weights, of which the override changes some settings.
+        activation: that of activations; ``None``: they cannot be set.
+
+    Raises:
+        SlimError: it cannot be read, or sets what there is not.
+    """
+    from slim_quant.overrides import Override
+    from slim_quant.schemes import Scheme
+
+    operator = text.startswith(_OPERATOR)
+    found = named(text.removeprefix(_OPERATOR), "--override", _EXAMPLE)
+    if isinstance(found, str):
+        raise SlimError(
+            f"--override '{text}' sets nothing",
+            hint=f"for example --override {_EXAMPLE}, or --skip '{text}' to leave these layers in float",
+        )
+    name = found.pop("name")
+    known = _SETTINGS if activation is not None else (*_WEIGHT, "skip", "weight_observer")
+    for key in found:
+        if key not in known:
+            hint = f"{close_match(key, known)} known: {', '.join(known)}".strip()
+            raise SlimError(f"--override '{text}': there is no setting '{key}'", hint=hint)
+    settings: dict[str, Any] = {key: found[key] for key in _PLAIN if key in found}
+    for kind, base, keys in (("weight", weight, _WEIGHT), ("activation", activation, _ACTIVATION)):
+        given = {keys[key]: found[key] for key in keys if key in found}
+        if given and base is not None:
+            settings[kind] = Scheme.from_json(_with_granularity({**base.to_json(), **given}, given))
+    return Override(**({"op": name} if operator else {"match": name}), **settings)
 
 
 def _with_granularity(scheme: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from slim_core.cli.options import WorkloadRequest, named, workload_options
-from slim_quant.cli.delivery import Wanted, deliver, wanted_options, writing
+from slim_quant.cli.choosing import GoalRequest, goal_options, pareto
+from slim_quant.cli.delivery import Wanted, deliver, drawn, wanted_options
 from slim_quant.cli.options import SchemeRequest, scheme_options
 from slim_quant.cli.subject import warn_if_random
+from slim_quant.cli.views import line, overview
 
 if TYPE_CHECKING:
     from slim_core.cli.app import App
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     metavar="NAME[:OPTION=VALUE,…]",
     help="What mends the rounding: equalization, bias_correction, adaround, …; may be repeated.",
 )
+@goal_options
 @click.option("--seed", default=0, show_default=True, help="Of the samples and of corrections.")
 @wanted_options
 @click.pass_obj
@@ -35,66 +37,87 @@ def ptq_command(
     app: Any,
     request: WorkloadRequest,
     asked: SchemeRequest,
+    goal: GoalRequest,
     corrections: tuple[str, ...],
     seed: int,
     wanted: Wanted,
 ) -> None:
     r"""Quantize a trained model after training, with scales from training samples; labels are not looked at.
 
-    With a data set that has labels, the model is evaluated before and after on its validation part.
+    With a data set that has labels, the model is evaluated before and after on its validation part, and --max-drop says
+    what it may lose: layers that cost more stay in float, or get more of the --bits to choose from.
 
     \b
     slim quant ptq --model zoo/resnet20 --weights base.safetensors --data digits -o int8.safetensors --onnx int8.onnx
     slim quant ptq --checkpoint pruned.safetensors --data digits --target openvino --onnx int8.onnx --measure
     slim quant ptq … --weight-bits 4 --correction adaround --override 'fc:weight_bits=8' -o w4.safetensors
+    slim quant ptq … --bits w4a8 --bits w8a8 --max-drop 0.5 --folder choosing/ -o mixed.safetensors
     """
     wanted.check(app, asked.target)
+    goal.check(asked)
     chosen = [named(item, "--correction", "adaround:steps=1000") for item in corrections]
     arguments = asked.arguments()
     workload = request.workload(app.registry, needs_data="slim quant ptq")
+    warn_if_random(app, request, workload)
+    data: dict[str, Any] = {}
+    result: QuantResult | None
+    if goal.given:
+        mixed = goal.choose(app, workload, asked, chosen, seed)
+        result, data["choice"] = mixed.result, mixed.to_json()
+    else:
+        result = _quantized(app, workload, arguments, chosen, seed)
+    if result is None:
+        app.output.warn("nothing was quantized: what is written is the float model")
+        data |= {"layers": [], "notes": data["choice"]["notes"], "samples": asked.samples, "sqnr_db": None}
+        after = workload
+    else:
+        data |= {
+            "layers": [dict(row) for row in result.report.layers],
+            "notes": list(result.report.notes),
+            "samples": result.report.samples,
+            "sqnr_db": result.report.sqnr_db,
+        }
+        after = workload.with_model(result.model, result.transform)
+    data |= deliver(app, workload, after, wanted, asked.target)
+    if wanted.plot is not None:
+        _draw(app, workload, result, data, wanted)
+    app.output.emit(data, lambda: overview(data), lambda: line(data))
+
+
+def _quantized(
+    app: App, workload: Workload, arguments: dict[str, Any], corrections: list[Any], seed: int
+) -> QuantResult:
     from slim_quant.ptq.static import quantize
     from slim_quant.technique import calibration_inputs
 
-    warn_if_random(app, request, workload)
-    result = quantize(
+    return quantize(
         workload.model,
         calibration_inputs(workload, seed),
         example_inputs=workload.example_inputs,
-        corrections=chosen,
+        corrections=corrections,
         seed=seed,
         progress=app.output.progress,
         registry=app.registry,
         **arguments,
     )
-    data: dict[str, Any] = {
-        "layers": [dict(row) for row in result.report.layers],
-        "notes": list(result.report.notes),
-        "samples": result.report.samples,
-        "sqnr_db": result.report.sqnr_db,
-    }
-    data |= deliver(app, workload, workload.with_model(result.model, result.transform), wanted, asked.target)
-    if wanted.plot is not None:
-        _draw(app, workload, result, wanted.plot)
-        data["plot"] = {"path": str(wanted.plot)}
-    from slim_quant.cli.views import line, overview
-
-    app.output.emit(data, lambda: overview(data), lambda: line(data))
 
 
-def _draw(app: App, workload: Workload, result: QuantResult, path: Path) -> None:
-    """Compare layer by layer on calibration samples, and draw what was found."""
-    from slim_core.files import write_text
+def _draw(app: App, workload: Workload, result: QuantResult | None, data: dict[str, Any], wanted: Wanted) -> None:
+    """Compare layer by layer on calibration samples; draw what was found, and what was tried."""
     from slim_quant.diff.analysis import diff
-    from slim_quant.diff.show import drawing
+    from slim_quant.diff.show import lines
     from slim_quant.technique import calibration_inputs
 
-    found = diff(
-        workload.model,
-        result,
-        calibration_inputs(workload, 0),
-        example_inputs=workload.example_inputs,
-        progress=app.output.progress,
-    )
-    with writing(path):
-        write_text(path, drawing(found))
-    app.output.note(f"drawn into {path}")
+    plots, said = pareto(data["choice"]) if "choice" in data else [], list(data["notes"])
+    if result is not None:
+        found = diff(
+            workload.model,
+            result,
+            calibration_inputs(workload, 0),
+            example_inputs=workload.example_inputs,
+            progress=app.output.progress,
+        )
+        plots, said = [*plots, *found.plots()], lines(found)
+    assert wanted.plot is not None  # noqa: S101  the caller looked
+    drawn(app, wanted.plot, plots, "Float against quantized, layer by layer", said)
+    data["plot"] = {"path": str(wanted.plot)}

@@ -21,6 +21,8 @@ def overview(data: Mapping[str, Any]) -> RenderableType:
     from rich.text import Text
 
     blocks: list[RenderableType] = []
+    if "choice" in data:
+        blocks.append(Text("\n".join(choice(data["choice"])) + "\n"))
     if data.get("layers"):
         blocks.append(layer_table(data["layers"]))
     notes = data.get("notes", [])
@@ -85,6 +87,21 @@ def figure_rows(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
         name = f"{timing['backend']}, batch {timing['batch']}"
         change = f"{1 / second['ratio']:.2f}x ({1 / second['ratio_high']:.2f} to {1 / second['ratio_low']:.2f})"
         yield name, f"{first['median_ms']:.3f} ms", f"{second['median_ms']:.3f} ms", change
+
+
+def choice(found: Mapping[str, Any]) -> list[str]:
+    """Return the lines about a chosen mix of bits."""
+    by_bits: dict[str, list[str]] = {}
+    for unit, bits in found["assignment"].items():
+        by_bits.setdefault(bits, []).append(unit)
+    parts = [f"{len(units)} at {bits}" for bits, units in sorted(by_bits.items()) if bits != "float"]
+    parts.append(f"{len(by_bits.get('float', ()))} in float")
+    lines = [f"chosen: {', '.join(parts)}, after {len(found['trials'])} trials"]
+    least = min(by_bits, key=lambda bits: len(by_bits[bits])) if len(by_bits) > 1 else None
+    if least is not None:
+        lines.append(f"{least}: {', '.join(by_bits[least])}")
+    lines.append(f"{found['cost']}: {found['cost_before']:,.6g} -> {found['cost_after']:,.6g}")
+    return lines
 
 
 def closing(data: Mapping[str, Any]) -> list[str]:

@@ -180,7 +180,9 @@ def _after(node: fx.Node) -> fx.Node:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Tell whether ``model`` holds fake-quantizers."""
+    """Tell whether ``model`` holds fake-quantizers or packed weights, or is prepared for training-aware quantization."""
+    if any("_packed_layouts" in vars(module) for module in model.modules()):
+        return True
     if not isinstance(model, fx.GraphModule):
         return False
-    return any(node.target in (PER_TENSOR, PER_CHANNEL) for node in model.graph.nodes)
+    return "quant.qat" in model.meta or any(node.target in (PER_TENSOR, PER_CHANNEL) for node in model.graph.nodes)

@@ -44,11 +44,17 @@ def slim_add_hookspecs(pluginmanager: pluggy.PluginManager, registry: Registry) 
 @hookimpl
 def slim_register_techniques(register: Register) -> None:
     register("quant.ptq", Lazy("slim_quant.technique", "PTQTechnique"))
+    register("quant.qat", Lazy("slim_quant.qat.technique", "QATTechnique"))
+    register("quant.weight_only", Lazy("slim_quant.weight_only.technique", "WeightOnlyTechnique"))
+    register("quant.dynamic", Lazy("slim_quant.dynamic.technique", "DynamicTechnique"))
 
 
 @hookimpl
 def slim_register_transforms(register: Register) -> None:
+    register("quant.qat", Lazy("slim_quant.qat.record", "QATReplayer"))
     register("quant.static", Lazy("slim_quant.record", "StaticReplayer"))
+    register("quant.weight_only", Lazy("slim_quant.weight_only.record", "WeightOnlyReplayer"))
+    register("quant.dynamic", Lazy("slim_quant.dynamic.record", "DynamicReplayer"))
 
 
 @hookimpl

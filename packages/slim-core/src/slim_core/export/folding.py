@@ -10,20 +10,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slim_core.export import hard_activations
+from slim_core.export.compressed import lower_weights
 from slim_core.extras import require
 
 
-def clean(proto: Any) -> list[str]:
+def clean(proto: Any, runtime: str = "onnxruntime") -> list[str]:
     """Fold, prune and strip ``proto`` in place; return notes."""
+    notes = lower_weights(proto, runtime)
     use_global_pooling(proto)
     folded = fold_quantized_weights(proto)
     fold_weight_transposes(proto)
     quantize_last_biases(proto)
     drop_saturated_activations(proto)
+    hard_activations.use_integers(proto)
     remove_dead(proto)
     strip_metadata(proto)
     name_batch(proto)
-    return [f"{folded} quantized tensors stored as integers"] if folded else []
+    return [*notes, *([f"{folded} quantized tensors stored as integers"] if folded else [])]
 
 
 def fold_quantized_weights(proto: Any) -> int:
@@ -66,8 +70,10 @@ def fold_weight_transposes(proto: Any) -> None:
     makers = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     for node in list(graph.node):
         maker = makers.get(node.input[0]) if node.op_type == "Transpose" else None
-        if maker is None or maker.input[0] not in weights:
+        if maker is None or maker.input[0] not in weights or any(item.name == "block_size" for item in maker.attribute):
             continue
+        if any(other.op_type != "Transpose" for other in graph.node if maker.output[0] in other.input):
+            continue  # the weight is read as it is, too: it would stand in the file twice
         array = onnx.numpy_helper.to_array(weights[maker.input[0]])
         order = next((list(item.ints) for item in node.attribute if item.name == "perm"), list(range(array.ndim))[::-1])
         moved = onnx.numpy_helper.from_array(np.ascontiguousarray(array.transpose(order)), f"{node.output[0]}_integers")

@@ -14,6 +14,8 @@ from torch import nn
 
 from slim_core.errors import ExportError
 from slim_core.export import folding, parity
+from slim_core.export.compressed import BLOCKED_OPSET
+from slim_core.export.mode import as_onnx
 from slim_core.export.quantizers import has_fake_quantizers, with_onnx_quantizers
 from slim_core.extras import require
 from slim_core.files import atomic_path, require_folder
@@ -23,6 +25,8 @@ from slim_core.workload import Inputs
 
 #: A protobuf message holds 2 GiB; above this many bytes of tensors the weights go to a second file.
 SINGLE_FILE_LIMIT = 1_900_000_000
+#: What packed weights can be written for.
+RUNTIMES = ("onnxruntime", "openvino", "generic")
 _DIGITS = 16  # of the content's hash, in the name of that second file
 
 
@@ -62,6 +66,7 @@ def to_onnx(
     dynamic_batch: bool = True,
     opset: int | None = None,
     check: bool = True,
+    runtime: str = "onnxruntime",
 ) -> ExportResult:
     """Write ``model``, in eval mode, as an ONNX file.
 
@@ -76,6 +81,8 @@ def to_onnx(
         dynamic_batch: accept any batch size; otherwise only that of ``example_inputs``.
         opset: ONNX operator set; ``None`` takes the exporter's.
         check: run the file on onnxruntime, where that is installed, and compare with PyTorch.
+        runtime: what packed weights are written for: ``"onnxruntime"``, ``"openvino"``, or ``"generic"``, which is ONNX
+            without operators of one runtime. Files of models without packed weights are the same for all.
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
@@ -88,10 +95,15 @@ def to_onnx(
     target = Path(path)
     require_folder(target, ExportError)
     require_ready(model)
-    quantized = has_fake_quantizers(model)
-    program = export_program(with_onnx_quantizers(model), example_inputs, dynamic_batch=dynamic_batch)
+    if runtime not in RUNTIMES:
+        raise ExportError(f"unknown runtime '{runtime}'", hint=f"known: {', '.join(RUNTIMES)}")
+    with as_onnx() as mode:
+        program = export_program(with_onnx_quantizers(model), example_inputs, dynamic_batch=dynamic_batch)
+    quantized = has_fake_quantizers(model) or mode.integer_arithmetic
+    if mode.packed_weights and opset is None:
+        opset = BLOCKED_OPSET
     proto = _translate(program, type(model).__name__, opset)
-    notes = list(folding.clean(proto))
+    notes = list(folding.clean(proto, runtime))
     size = _write(onnx, proto, target)
     compared = None
     if check:

@@ -56,27 +56,27 @@ def read_static(data: Any, schema: int) -> StaticRecord:
         CheckpointError: names the field that is missing, unknown, or not what it must be.
     """
     later = NEW_FIELDS if schema > 1 else frozenset()
-    _fields(data, FIELDS | later, KIND, optional={"target", *later})
+    check_fields(data, FIELDS | later, KIND, optional={"target", *later})
     if "target" in data:
         _name(data["target"], _TENSOR, f"{KIND}.target")
-    activation = _activation_scheme(data["activation"], f"{KIND}.activation")
+    activation = read_activation_scheme(data["activation"], f"{KIND}.activation")
     placement = read_placement(data["placement"])
     activations = {place.scale: activation for place in placement.activations}
     others = data.get("activations", {})
     if not isinstance(others, Mapping):
-        raise _wrong("must be an object", f"{KIND}.activations")
+        raise malformed("must be an object", f"{KIND}.activations")
     for name, scheme in others.items():
         if name not in activations:
-            raise _wrong(f"'{_text(name)}' is no node with a scale of its own", f"{KIND}.activations")
-        activations[name] = _activation_scheme(scheme, f"{KIND}.activations.{name}")
+            raise malformed(f"'{_text(name)}' is no node with a scale of its own", f"{KIND}.activations")
+        activations[name] = read_activation_scheme(scheme, f"{KIND}.activations.{name}")
     where, schemes = f"{KIND}.schemes", data["schemes"]
     if not isinstance(schemes, Mapping):
-        raise _wrong("must be an object", where)
+        raise malformed("must be an object", where)
     weights = {}
     for item in placement.weights:
         if item.name not in schemes:
-            raise _wrong(f"lacks '{item.name}'", where)
-        weights[item.name] = _scheme(schemes[item.name], f"{where}.{item.name}", STORAGE, groups=schema > 1)
+            raise malformed(f"lacks '{item.name}'", where)
+        weights[item.name] = read_scheme(schemes[item.name], f"{where}.{item.name}", STORAGE, groups=schema > 1)
     return StaticRecord(placement, activations, weights, _edits(data.get("edits", []), f"{KIND}.edits"))
 
 
@@ -85,18 +85,23 @@ def _edits(data: Any, where: str) -> tuple[dict[str, str], ...]:
     for index, item in enumerate(_items(data, where)):
         at = f"{where}[{index}]"
         if not isinstance(item, Mapping) or not isinstance(item.get("kind"), str) or item["kind"] not in EDITS:
-            raise _wrong(f"must be an object whose kind is one of: {', '.join(EDITS)}", at)
-        _fields(item, frozenset({"kind", *EDITS[item["kind"]]}), at)
+            raise malformed(f"must be an object whose kind is one of: {', '.join(EDITS)}", at)
+        check_fields(item, frozenset({"kind", *EDITS[item["kind"]]}), at)
         found.append({key: _name(value, _NODE, f"{at}.{key}") for key, value in item.items()})
         if found[-1] in found[:-1]:
-            raise _wrong("stands twice", at)
+            raise malformed("stands twice", at)
     return tuple(found)
 
 
-def _activation_scheme(data: Any, where: str) -> Scheme:
-    scheme = _scheme(data, where)
+def read_activation_scheme(data: Any, where: str) -> Scheme:
+    """Return a scheme that activations can have.
+
+    Raises:
+        CheckpointError: names the field that is not what it must be.
+    """
+    scheme = read_scheme(data, where)
     if scheme.granularity != "per_tensor":
-        raise _wrong("must be per_tensor", f"{where}.granularity")
+        raise malformed("must be per_tensor", f"{where}.granularity")
     return scheme
 
 
@@ -106,79 +111,95 @@ def read_placement(data: Any, where: str = f"{KIND}.placement") -> Placement:
     Raises:
         CheckpointError: names the field that is not what it must be.
     """
-    _fields(data, frozenset({"activations", "weights"}), where)
+    check_fields(data, frozenset({"activations", "weights"}), where)
     activations: dict[str, str] = {}
     for index, item in enumerate(_items(data["activations"], f"{where}.activations")):
         at = f"{where}.activations[{index}]"
         node, scale = (item, item) if isinstance(item, str) else _row(item, 2, at)
         if _name(node, _NODE, at) in activations:
-            raise _wrong(f"node '{node}' stands twice", at)
+            raise malformed(f"node '{node}' stands twice", at)
         activations[node] = _name(scale, _NODE, at)
     for index, scale in enumerate(activations.values()):
         if activations.get(scale) != scale:  # it names the buffers: it must be a quantized node with its own scale
-            raise _wrong(f"'{scale}' is no node with a scale of its own", f"{where}.activations[{index}]")
+            raise malformed(f"'{scale}' is no node with a scale of its own", f"{where}.activations[{index}]")
     weights: dict[str, WeightPlace] = {}
     for index, item in enumerate(_items(data["weights"], f"{where}.weights")):
         at = f"{where}.weights[{index}]"
         name, axis, layers = _row(item, 3, at)
         if _name(name, _TENSOR, f"{at}[0]") in weights:
-            raise _wrong(f"weight '{name}' stands twice", at)
+            raise malformed(f"weight '{name}' stands twice", at)
         if not _whole(axis) or not 0 <= axis < _MOST_AXES:
-            raise _wrong(f"must be a whole number from 0 to {_MOST_AXES - 1}", f"{at}[1]")
+            raise malformed(f"must be a whole number from 0 to {_MOST_AXES - 1}", f"{at}[1]")
         nodes = tuple(_name(layer, _NODE, f"{at}[2]") for layer in _items(layers, f"{at}[2]"))
         if not nodes or len(set(nodes)) != len(nodes):
-            raise _wrong("must name at least one layer, each once", f"{at}[2]")
+            raise malformed("must name at least one layer, each once", f"{at}[2]")
         weights[name] = WeightPlace(name, axis, nodes)
     places = tuple(ActivationPlace(node, scale) for node, scale in activations.items())
     return Placement(places, tuple(weights.values()))
 
 
-def _scheme(data: Any, where: str, more: frozenset[str] = frozenset(), *, groups: bool = False) -> Scheme:
+def read_scheme(data: Any, where: str, more: frozenset[str] = frozenset(), *, groups: bool = False) -> Scheme:
+    """Return the scheme that :meth:`Scheme.to_json` wrote.
+
+    Args:
+        data: the JSON value.
+        where: for the error.
+        more: keys that others read.
+        groups: may it be per group?
+
+    Raises:
+        CheckpointError: names the field that is not what it must be.
+    """
     more = more | {"group_size"} if groups else more
-    _fields(data, frozenset({"bits", "symmetric", "granularity"}) | more, where, optional=more)
+    check_fields(data, frozenset({"bits", "symmetric", "granularity"}) | more, where, optional=more)
     bits, symmetric, granularity = data["bits"], data["symmetric"], data["granularity"]
     if not _whole(bits) or not 2 <= bits <= 8:
-        raise _wrong("must be a whole number from 2 to 8", f"{where}.bits")
+        raise malformed("must be a whole number from 2 to 8", f"{where}.bits")
     if not isinstance(symmetric, bool):
-        raise _wrong("must be true or false", f"{where}.symmetric")
+        raise malformed("must be true or false", f"{where}.symmetric")
     known = get_args(Granularity) if groups else ("per_tensor", "per_channel")
     if not isinstance(granularity, str) or granularity not in known:
-        raise _wrong(f"must be {' or '.join(known)}", f"{where}.granularity")
+        raise malformed(f"must be {' or '.join(known)}", f"{where}.granularity")
     size = data.get("group_size")
     if (granularity == "per_group") != ("group_size" in data):
-        raise _wrong("stands with per_group, and only there", f"{where}.group_size")
+        raise malformed("stands with per_group, and only there", f"{where}.group_size")
     if "group_size" in data and (not _whole(size) or not 1 <= size <= _LARGEST_GROUP):
-        raise _wrong(f"must be a whole number from 1 to {_LARGEST_GROUP}", f"{where}.group_size")
+        raise malformed(f"must be a whole number from 1 to {_LARGEST_GROUP}", f"{where}.group_size")
     return Scheme(bits, symmetric, cast(Granularity, granularity), size)
 
 
-def _fields(data: Any, known: frozenset[str], where: str, optional: Iterable[str] = ()) -> None:
+def check_fields(data: Any, known: frozenset[str], where: str, optional: Iterable[str] = ()) -> None:
+    """Check that ``data`` is an object with the ``known`` keys; those that are ``optional`` may be missing.
+
+    Raises:
+        CheckpointError: names the key that is missing or unknown.
+    """
     if not isinstance(data, Mapping):
-        raise _wrong("must be an object", where)
+        raise malformed("must be an object", where)
     unknown = [key for key in data if key not in known]
     if unknown:
-        raise _wrong(f"unknown key '{_text(unknown[0])}'", where)
+        raise malformed(f"unknown key '{_text(unknown[0])}'", where)
     missing = sorted(known - set(optional) - set(data))
     if missing:
-        raise _wrong(f"lacks '{missing[0]}'", where)
+        raise malformed(f"lacks '{missing[0]}'", where)
 
 
 def _items(value: Any, where: str) -> list[Any] | tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise _wrong("must be a list", where)
+        raise malformed("must be a list", where)
     return value
 
 
 def _row(value: Any, length: int, where: str) -> list[Any] | tuple[Any, ...]:
     if len(_items(value, where)) != length:
-        raise _wrong(f"must be a list of {length}", where)
+        raise malformed(f"must be a list of {length}", where)
     row: list[Any] | tuple[Any, ...] = value
     return row
 
 
 def _name(value: Any, pattern: re.Pattern[str], where: str) -> str:
     if not isinstance(value, str) or len(value) > _LONGEST or not pattern.fullmatch(value):
-        raise _wrong(f"'{_text(value)}' is not a name", where)
+        raise malformed(f"'{_text(value)}' is not a name", where)
     return value
 
 
@@ -190,5 +211,6 @@ def _text(value: Any) -> str:
     return shown(value) if isinstance(value, str) else type(value).__name__
 
 
-def _wrong(what: str, where: str) -> CheckpointError:
+def malformed(what: str, where: str) -> CheckpointError:
+    """Return the error for a field that is not what it must be."""
     return CheckpointError(f"malformed: {what}", field=where)

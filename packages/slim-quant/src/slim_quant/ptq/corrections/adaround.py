@@ -8,7 +8,9 @@ import torch
 
 from slim_quant.preparation import Calibrated, CalibrationData, Prepared
 from slim_quant.ptq.corrections.base import CorrectionContext, Stage
-from slim_quant.ptq.corrections.rounding import Learned, LearningOptions, Reconstruction, learn_units
+from slim_quant.ptq.corrections.columns import is_product
+from slim_quant.ptq.corrections.reconstruction import BlockReconstruction, LayerReconstruction, Reconstruction
+from slim_quant.ptq.corrections.rounding import Learned, LearningOptions, learn_units
 from slim_quant.ptq.corrections.units import Unit, layer_units
 from slim_quant.ptq.corrections.walk import BATCH, MEMORY_MIB, SAMPLES, Chunk, Walk
 
@@ -25,7 +27,7 @@ class AdaRound:
         penalty: weight of the penalty on undecided weights.
         warmup: share of the iterations without penalty.
         samples: calibration samples to learn on, at most.
-        batch: samples of a step.
+        batch: samples that are run at once; a step takes 1,024 positions of the layer's output from all samples.
         memory_mib: memory for the inputs and outputs of a layer, in MiB; where it is too little, fewer samples serve.
 
     Raises:
@@ -49,11 +51,12 @@ class AdaRound:
         if calibrated is None:
             raise ValueError("adaround runs after the calibration")
         self.learned = learn_units(
-            "adaround", layer_units(prepared), prepared, calibrated, data, context, self.options, _make
+            "adaround", layer_units(prepared), prepared, calibrated, data, context, self.options, layer_reconstruction
         )
 
 
-def _make(
-    walk: Walk, unit: Unit, chunks: list[Chunk], generator: torch.Generator
-) -> tuple[Reconstruction, list[dict[str, object]]]:
-    return Reconstruction(walk, unit, chunks), []
+def layer_reconstruction(walk: Walk, unit: Unit, chunks: list[Chunk], generator: torch.Generator) -> Reconstruction:
+    """Return the reconstruction of a single layer."""
+    if is_product(unit.nodes[0]):
+        return LayerReconstruction(walk, unit, chunks, generator)
+    return BlockReconstruction(walk, unit, chunks)

@@ -9,8 +9,10 @@ from torch import Tensor, fx
 
 from slim_core.errors import SlimError
 from slim_quant.preparation import Calibrated, CalibrationData, Prepared
+from slim_quant.ptq.corrections.adaround import layer_reconstruction
 from slim_quant.ptq.corrections.base import CorrectionContext, Stage
-from slim_quant.ptq.corrections.rounding import Learned, LearningOptions, Reconstruction, learn_units
+from slim_quant.ptq.corrections.reconstruction import BlockReconstruction, LearnedScales, Reconstruction
+from slim_quant.ptq.corrections.rounding import Learned, LearningOptions, learn_units
 from slim_quant.ptq.corrections.units import Unit, block_units
 from slim_quant.ptq.corrections.walk import BATCH, MEMORY_MIB, SAMPLES, Chunk, Values, Walk
 
@@ -68,8 +70,10 @@ class BRECQ:
 
     def _reconstruction(
         self, walk: Walk, unit: Unit, chunks: list[Chunk], generator: torch.Generator
-    ) -> tuple[Reconstruction, list[dict[str, Any]]]:
-        scales = LearnedScales(walk, unit, len(chunks) if self.scale_lr else 0)
+    ) -> Reconstruction:
+        if len(unit.layers) == 1 and not self.drop:
+            return layer_reconstruction(walk, unit, chunks, generator)
+        scales = LearnedScales(walk, unit, self.scale_lr)
 
         def change(node: fx.Node, value: Any) -> Any:
             if node in unit.outputs or node.name not in walk.scales:
@@ -79,8 +83,7 @@ class BRECQ:
         def mix(chunk: Chunk) -> Values:
             return {node: self._mixed(chunk.floats[node], value, generator) for node, value in chunk.quantized.items()}
 
-        reconstruction = Reconstruction(walk, unit, chunks, inner=change, mix=mix, settle=scales.settle)
-        return reconstruction, [{"params": scales.parameters, "lr": self.scale_lr}] if scales.parameters else []
+        return BlockReconstruction(walk, unit, chunks, inner=change, mix=mix, scales=scales)
 
     def _mixed(self, exact: Any, quantized: Any, generator: torch.Generator) -> Any:
         """Return ``quantized``, with entries of ``exact`` in a share of ``drop`` places."""
@@ -114,46 +117,3 @@ class QDrop(BRECQ):
         if not 0 <= drop < 1:
             raise SlimError(f"drop must be in [0, 1), not {drop}")
         self.drop = drop
-
-
-class LearnedScales:
-    """Activation scales that are learned together with a block's roundings: those that only the block uses.
-
-    Args:
-        walk: has the calibrated scales.
-        unit: the block.
-        wanted: 0 to learn none.
-    """
-
-    def __init__(self, walk: Walk, unit: Unit, wanted: int) -> None:
-        self.walk = walk
-        inside = {node.name for node in unit.nodes if node not in unit.outputs}
-        members: dict[str, set[str]] = {}
-        for node, scale in walk.scales.items():
-            members.setdefault(scale, set()).add(node)
-        names = [scale for scale, nodes in members.items() if nodes <= inside] if wanted else []
-        self.start = {name: walk.calibrated.activations[name] for name in names}
-        #: logarithm of each scale over the calibrated one
-        self.logs = {name: torch.zeros_like(scale).requires_grad_() for name, (scale, _) in self.start.items()}
-        self.parameters = list(self.logs.values())
-
-    def fake(self, node: fx.Node, value: Any) -> Any:
-        """Return ``value`` on its grid, differentiable in the value and in the scale."""
-        name = self.walk.scales[node.name]
-        if name not in self.logs:
-            return self.walk.fake(node, value)
-        scheme = self.walk.prepared.activations[name]
-        start, zero_point = self.start[name]
-        scale = start * torch.exp(self.logs[name])
-        steps = value / scale
-        rounded = steps + (torch.round(steps) - steps).detach()
-        low, high = scheme.qmin - zero_point, scheme.qmax - zero_point
-        return torch.clamp(rounded, low.to(value.dtype), high.to(value.dtype)) * scale
-
-    def settle(self, keep: bool) -> None:
-        """Write the learned scales into the calibration, or the calibrated ones again."""
-        with torch.no_grad():
-            for name, log in self.logs.items():
-                scale, zero_point = self.start[name]
-                learned = (scale * torch.exp(log)).detach() if keep else scale
-                self.walk.calibrated.activations[name] = (learned, zero_point)

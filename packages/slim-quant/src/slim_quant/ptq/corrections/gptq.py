@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
-from torch import Tensor, fx
-from torch.nn import functional
+from torch import Tensor
 
 from slim_core.errors import SlimError
-from slim_quant.graph import argument, get_tensor, op_name
+from slim_quant.graph import get_tensor
 from slim_quant.preparation import Calibrated, CalibrationData, Prepared
 from slim_quant.ptq.corrections.base import CorrectionContext, Stage
+from slim_quant.ptq.corrections.columns import input_columns, is_product
 from slim_quant.ptq.corrections.units import layer_units, left_out
 from slim_quant.ptq.corrections.walk import BATCH, MEMORY_MIB, SAMPLES, Walk, put
 from slim_quant.schemes import Scheme, spread
-
-_CONVOLUTIONS = ("aten.conv1d.", "aten.conv2d.")
 
 
 class GPTQ:
@@ -57,7 +55,7 @@ class GPTQ:
     ) -> None:
         if calibrated is None:
             raise ValueError("gptq runs after the calibration")
-        units = [unit for unit in layer_units(prepared, activations=False) if _takes(unit.nodes[0])]
+        units = [unit for unit in layer_units(prepared, activations=False) if is_product(unit.nodes[0])]
         walk = Walk(prepared, calibrated, data, context, samples=self.samples, batch=self.batch,
                     memory_mib=self.memory_mib)  # fmt: skip
         for place in left_out(prepared, units):
@@ -68,7 +66,7 @@ class GPTQ:
             for unit, chunks in walk.run(units):
                 node, place = unit.nodes[0], unit.weights[0]
                 weight = get_tensor(prepared.graph, place.name).detach()
-                inputs = (_columns(node, chunk.quantized, weight) for chunk in chunks)
+                inputs = (input_columns(node, chunk.quantized, weight) for chunk in chunks)
                 hessian = summed_hessian(inputs)
                 scheme, groups = prepared.weights[place.name], len(hessian)
                 scale, zero_point = (
@@ -154,7 +152,7 @@ def gptq(
     return result
 
 
-def summed_hessian(inputs: Any) -> Tensor:
+def summed_hessian(inputs: Iterable[Tensor]) -> Tensor:
     """Return ``2 / n * X X^T`` over batches of columns, (groups, inputs, inputs), float64.
 
     Args:
@@ -180,47 +178,3 @@ def squared_error(change: Tensor, hessian: Tensor) -> Tensor:
 def _on_grid(values: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
     integers = torch.clamp(torch.round(values / scale) + zero_point, scheme.qmin, scheme.qmax)
     return (integers - zero_point) * scale
-
-
-def _takes(node: fx.Node) -> bool:
-    return op_name(node) == "aten.linear.default" or op_name(node).startswith(_CONVOLUTIONS)
-
-
-def _columns(node: fx.Node, values: dict[fx.Node, Any], weight: Tensor) -> Tensor:
-    """Return what each output of a layer is a product of its weight with: (groups, inputs, columns)."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)  # noqa: S101 - a quantized layer reads an activation
-    x: Tensor = values[source]
-    if op_name(node) == "aten.linear.default":
-        return x.reshape(-1, x.shape[-1]).T.unsqueeze(0)
-    two = weight.dim() - 2
-    stride, padding, dilation = (_each(argument(node, at, default), two)
-                                 for at, default in ((3, 1), (4, 0), (5, 1)))  # fmt: skip
-    groups = int(argument(node, 6, 1))
-    kernel = list(weight.shape[2:])
-    if isinstance(padding, str):
-        x, padding = _padded(x, padding, kernel, dilation), [0] * two
-    if two == 1:
-        x = x.unsqueeze(2)
-        kernel, stride, padding, dilation = [1, *kernel], [1, *stride], [0, *padding], [1, *dilation]
-    columns = functional.unfold(x, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))  # (N, C * kernel, L)
-    inputs = weight[0].numel()
-    return columns.view(len(x), groups, inputs, -1).permute(1, 2, 0, 3).reshape(groups, inputs, -1)
-
-
-def _each(value: Any, count: int) -> Any:
-    if isinstance(value, str):
-        return value
-    given = list(value) if isinstance(value, list | tuple) else [value]
-    return given * count if len(given) == 1 else given
-
-
-def _padded(x: Tensor, padding: str, kernel: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """Return ``x`` with zeros around, as a convolution with padding ``"same"`` or ``"valid"`` sees it."""
-    if padding == "valid":
-        return x
-    around = []
-    for size, step in zip(reversed(kernel), reversed(dilation), strict=True):
-        whole = step * (size - 1)
-        around += [whole // 2, whole - whole // 2]
-    return functional.pad(x, around)

@@ -70,6 +70,8 @@ class Walk:
     ) -> None:  # fmt: skip
         self.prepared = prepared
         self.calibrated = calibrated
+        #: bytes that the kept values may take
+        self.memory = memory_mib * 2**20
         graph = prepared.graph
         self.nodes = [node for node in graph.graph.nodes if node.op not in ("get_attr", "output")]
         self.scales = {place.node: place.scale for place in prepared.placement.activations}
@@ -79,7 +81,7 @@ class Walk:
         self.floats = {name: float_tensor(calibrated, name) for name in read}
         self._last = _last_uses(graph.graph)
         chunks = [flat_inputs(graph, batch_) for batch_ in data.subset(samples).batches(batch)]
-        kept = self._fitting(chunks, memory_mib * 2**20)
+        kept = self._fitting(chunks, self.memory)
         if kept < len(chunks):
             context.notes.append(
                 f"corrected on {kept * batch} samples: more would take over {memory_mib} MiB of memory"

@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 import numpy as np
-from quantizing.common import JOBS, RESULTS, Rows, environment, parser, say
+from quantizing.common import JOBS, RESULTS, Rows, environment, last_words, parser, say
 from quantizing.common import start as begin
 
 from slim_core.measure.stats import median_interval
@@ -74,8 +74,7 @@ class Server:
                 return json.loads(line)  # type: ignore[no-any-return]
         self.process.wait()
         self.errors.seek(0)
-        words = [line for line in self.errors.read().splitlines() if line.strip()]
-        self.error = words[-1] if words else f"exit {self.process.returncode}"
+        self.error = f"{last_words(self.errors.read())} (exit {self.process.returncode})"
         return None
 
     def steps(self, count: int) -> float | None:

@@ -85,7 +85,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         good = [row for row in group if "error" not in row]
         line: dict[str, Any] = {"case": name, "side": side, "rounds": len(good)}
         if good:
-            line |= {key: statistics.median(row[key] for row in good) for key in ("seconds", "peak_mb")}
+            line |= {key: statistics.median(row[key] for row in good) for key in ("seconds", "cpu_seconds", "peak_mb")}
         else:
             line["error"] = group[0]["error"]
         found.append(line)
@@ -121,7 +121,8 @@ def main() -> int:
                 row: dict[str, Any] = {"case": name, "side": side, "round": number, "pictures": len(pictures)}
                 try:
                     row |= job(python, task, threads=arguments.threads)
-                    say(f"{name:18} {side:30} {row['seconds']:8.2f} s {row['peak_mb']:8.0f} MB")
+                    took = f"{row['seconds']:8.2f} s {row['cpu_seconds']:8.2f} CPU s {row['peak_mb']:8.0f} MB"
+                    say(f"{name:18} {side:30} {took}")
                 except JobError as error:
                     row["error"] = str(error)
                     say(f"{name:18} {side:30} {error}")

@@ -52,8 +52,8 @@ from slim_core.errors import SlimError
 from slim_core.export import to_onnx
 
 SIDE = 224
-#: photographs in colour that the wheel of scikit-image ships
-SKIMAGE = ("astronaut", "chelsea", "coffee", "rocket")
+#: photographs that the wheel of scikit-image ships; two of them are grey
+SKIMAGE = ("astronaut", "camera", "chelsea", "coffee", "coins", "hubble_deep_field", "rocket", "stereo_motorcycle")
 SKLEARN = ("china.jpg", "flower.jpg")
 OURS: dict[str, dict[str, Any]] = {
     "slim": {},
@@ -73,11 +73,13 @@ def photographs() -> dict[str, Tensor]:
     from skimage import data
     from sklearn.datasets import load_sample_image
 
-    found = {name: getattr(data, name)() for name in SKIMAGE}
+    found = {}
+    for name in SKIMAGE:
+        picture = getattr(data, name)()
+        picture = picture[0] if isinstance(picture, tuple) else picture  # a stereo pair: its left one
+        found[name] = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, -1)
     found |= {name: load_sample_image(name) for name in SKLEARN}
-    return {
-        name: torch.from_numpy(np.array(picture[..., :3])).permute(2, 0, 1).float() for name, picture in found.items()
-    }
+    return {name: torch.from_numpy(np.array(item[..., :3])).permute(2, 0, 1).float() for name, item in found.items()}
 
 
 def crops(photos: list[Tensor], count: int, seed: int) -> Tensor:

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -242,8 +243,7 @@ def job(python: str, task: Mapping[str, Any], *, threads: int, timeout: float = 
         capture_output=True, text=True, timeout=timeout, env=environment(threads), check=False,
     )  # fmt: skip
     if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
-        raise JobError(f"{lines[-1]} (exit {done.returncode})")
+        raise JobError(f"{last_words(done.stderr or done.stdout)} (exit {done.returncode})")
     return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
 
 
@@ -256,6 +256,13 @@ def environment(threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join([*paths, str(HERE)]),
     }
+
+
+def last_words(text: str) -> str:
+    """Return the line that names the exception, or the last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines)[-1][:300]
 
 
 class JobError(RuntimeError):

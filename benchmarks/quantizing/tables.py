@@ -123,13 +123,14 @@ def quant_calibration(data: dict[str, Any]) -> str:
     rows = []
     for line in lines:
         if "error" in line:
-            rows.append((line["case"], line["side"], f"refused: {line['error'][:80]}", MISSING, MISSING))
+            rows.append((line["case"], line["side"], f"refused: {line['error'][:80]}", *[MISSING] * 4))
             continue
         ours = next(
             (x for x in lines if x["case"] == line["case"] and x["side"] == "slim, mse" and "error" not in x), None
         )
-        ratio = f"{ours['seconds'] / line['seconds']:.2f}" if ours else MISSING
-        rows.append((line["case"], line["side"], f"{line['seconds']:.1f}", ratio, f"{line['peak_mb']:,.0f}"))
+        ratios = [f"{ours[key] / line[key]:.2f}" if ours else MISSING for key in ("seconds", "cpu_seconds")]
+        rows.append((line["case"], line["side"], f"{line['seconds']:.1f}", ratios[0], f"{line['cpu_seconds']:.1f}",
+                     ratios[1], f"{line['peak_mb']:,.0f}"))  # fmt: skip
     rounds = max(line["rounds"] for line in lines)
     pictures = {row["case"]: row["pictures"] for row in data["rows"]}
     note = (
@@ -137,7 +138,10 @@ def quant_calibration(data: dict[str, Any]) -> str:
         f"{', '.join(f'{name} {count}' for name, count in pictures.items())}. The memory is the process's largest "
         f"resident size, the pictures and the runtimes included. {where(data)}"
     )
-    return table(("case", "side", "s", "ours (mse) against it", "peak memory, MB"), rows) + note
+    return (
+        table(("case", "side", "s", "ours (mse) against it", "CPU s", "ours against it", "peak memory, MB"), rows)
+        + note
+    )
 
 
 def qat_step(data: dict[str, Any]) -> str:

@@ -44,6 +44,7 @@ def slim_add_hookspecs(pluginmanager: pluggy.PluginManager, registry: Registry) 
 @hookimpl
 def slim_register_techniques(register: Register) -> None:
     register("quant.ptq", Lazy("slim_quant.technique", "PTQTechnique"))
+    register("quant.mixed", Lazy("slim_quant.mixed.technique", "MixedTechnique"))
     register("quant.qat", Lazy("slim_quant.qat.technique", "QATTechnique"))
     register("quant.weight_only", Lazy("slim_quant.weight_only.technique", "WeightOnlyTechnique"))
     register("quant.dynamic", Lazy("slim_quant.dynamic.technique", "DynamicTechnique"))

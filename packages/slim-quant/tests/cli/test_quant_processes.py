@@ -112,40 +112,30 @@ def test_ctrl_c_during_calibration_leaves_nothing_behind(trained, tmp_path, slow
     assert [path.name for path in tmp_path.iterdir()] == ["slow.py"]
 
 
-@pytest.mark.parametrize(("module", "extra"), [("onnxscript", "slim-core[onnx]"), ("onnx", "slim-core[onnx]")])
-def test_what_is_not_installed_is_said_before_the_work(tmp_path, module, extra) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "module", "extra"),
+    [
+        (("export", "any.safetensors", "-o", "a.onnx"), "onnxscript", "slim-core[onnx]"),
+        (("ptq", "--onnx", "a.onnx"), "onnx", "slim-core[onnx]"),
+        (("ptq", "--measure"), "onnxruntime", "slim-quant[onnxruntime]"),
+        (("ptq", "--never-slower", "--target", "openvino"), "openvino", "slim-quant[openvino]"),
+    ],
+)
+def test_what_is_not_installed_is_said_before_the_work(tmp_path, arguments, module, extra) -> None:
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / f"{module}.py").write_text(f"raise ModuleNotFoundError('hidden', name={module!r})\n")
-    done = process(
-        "quant", "export", "any.safetensors", "-o", "a.onnx", cwd=tmp_path, timeout=60, PYTHONPATH=str(hidden)
-    )
+    done = process("quant", *arguments, cwd=tmp_path, timeout=60, PYTHONPATH=str(hidden))
     assert done.status == 2, done.err
     assert f"{module} is not installed" in done.err
     assert f"pip install '{extra}'" in done.err
-
-
-def test_timing_names_the_package_that_brings_the_runtime(tmp_path) -> None:
-    done = process(
-        "quant",
-        "ptq",
-        "--model",
-        "zoo/resnet20",
-        *DATA,
-        "--measure",
-        cwd=tmp_path,
-        timeout=60,
-        SLIM_PLUGINS="quant,zoo",
-    )
-    assert done.status == 2, done.err
-    assert "slim-latency" in done.err
 
 
 def test_help_needs_no_torch(tmp_path) -> None:
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "torch.py").write_text("raise RuntimeError('torch was imported')\n")
-    for words in (("quant",), ("quant", "ptq"), ("quant", "export")):
+    for words in (("quant",), ("quant", "ptq"), ("quant", "qat"), ("quant", "diff"), ("quant", "export")):
         done = process(*words, "--help", cwd=tmp_path, timeout=30, PYTHONPATH=str(hidden))
         assert done.status == 0, done.err
         assert "Usage: " in done.out

@@ -95,7 +95,7 @@ def test_the_onnx_file_gives_what_the_checkpoint_simulates(quantized) -> None:
             simulated = model(inputs).argmax(1).numpy()
         deployed = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0].argmax(1)
         same, seen = same + int(np.sum(simulated == deployed)), seen + len(inputs)
-    compared = data["onnx"]["deployed"]
+    compared = data["onnx"]["deployment"]
     assert compared["samples"] == 256
     assert compared["agreement"] >= 99.5
     assert same >= 0.995 * seen

@@ -59,6 +59,16 @@ class GoalRequest:
                 hint="--skip keeps layers in float; --bits w4a8 --bits w8a8 says what there is to choose from",
             )
 
+    def widest(self, asked: SchemeRequest) -> dict[str, Any]:
+        """Return the schemes that chosen overrides begin with: those of the most bits there are to choose from."""
+        from slim_quant.bits import parse_bits
+
+        found = [parse_bits(item, asked.weight, asked.activation) for item in self.bits]
+        if not found:
+            return {}
+        most = max(found, key=lambda item: item.key)
+        return {"weight": most.weight, "activation": most.activation}
+
     def choose(self, app: App, workload: Workload, asked: SchemeRequest, corrections: list[Any], seed: int) -> Mixed:
         """Choose bits and skips, and quantize accordingly.
 

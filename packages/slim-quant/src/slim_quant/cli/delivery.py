@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: backends that time an exported file, by the target that it was quantized for
-BACKENDS = {"openvino": "openvino"}
+#: runtimes that run and time files; what is quantized for something else is run on the first
+RUNTIMES = ("onnxruntime", "openvino")
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -39,12 +39,12 @@ class Wanted:
     onnx: Path | None
     plot: Path | None
     measure: bool
-    batch: int
+    batch: tuple[int, ...]
     threads: int
     compared: int
     overwrite: bool
 
-    def check(self, app: App, target: str) -> None:
+    def check(self, target: str) -> None:
         """Find out before the long work what cannot be written or run after it.
 
         Raises:
@@ -64,7 +64,7 @@ class Wanted:
         if self.onnx is not None or self.measure:
             need_exporter()
         if self.measure:
-            backend(app, target).available()
+            need_runtime(target)
 
 
 _WANTED = (
@@ -74,7 +74,13 @@ _WANTED = (
     click.option(
         "--measure", is_flag=True, help="Time float and quantized files on the target's runtime, interleaved."
     ),
-    click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch that is timed."),
+    click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        multiple=True,
+        metavar="N",
+        help="Batch that is timed; may be repeated.  [default: 1]",
+    ),
     click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of the runtime."),
     click.option(
         "--compare",
@@ -106,13 +112,20 @@ def need_exporter() -> None:
         require(module, "slim-core[onnx]")
 
 
-def backend(app: App, target: str) -> Any:
-    """Return the runtime that times files for ``target``.
+def runtime_of(target: str) -> str:
+    """Return the runtime that runs files for ``target``."""
+    return target if target in RUNTIMES else RUNTIMES[0]
+
+
+def need_runtime(target: str) -> None:
+    """Check that the runtime that times files for ``target`` is installed.
 
     Raises:
-        UnknownNameError: no installed plugin brings it.
+        MissingExtraError: it is not.
     """
-    return app.registry.get("backends", BACKENDS.get(target, "onnxruntime"))()
+    from slim_core.extras import require
+
+    require(runtime_of(target), f"slim-quant[{runtime_of(target)}]")
 
 
 @contextmanager
@@ -184,50 +197,30 @@ def exported(app: App, workload: Workload, path: Path, target: str, samples: int
 
     Args:
         app: where notes go.
-        workload: the quantized model; with validation data, the file is compared on some of it.
+        workload: the quantized model; with validation data, the file is compared on some of it, otherwise on the
+            example inputs.
         path: the file.
         target: the runtime's name.
         samples: how many samples to compare on; 0 compares on none.
     """
-    from slim_core.export import to_onnx
+    from slim_core.errors import MissingExtraError
+    from slim_quant.deploy import compare, export
 
     with app.output.progress.track("export", 1) as track, writing(path):
-        done = to_onnx(workload.model, workload.example_inputs, path)
+        done = export(workload.model, path, target, example_inputs=workload.example_inputs)
         track.advance(1)
-    data: dict[str, Any] = {
-        "path": str(path),
-        "bytes": done.bytes,
-        "opset": done.opset,
-        "inputs": list(done.inputs),
-        "outputs": list(done.outputs),
-        "max_diff": done.max_diff,
-        "notes": list(done.notes),
-    }
+    data = done.to_json()
     for note in done.notes:
         app.output.note(note)
-    data.update(_on_runtime(app, workload, path, target, samples))
-    return data
-
-
-def _on_runtime(app: App, workload: Workload, path: Path, target: str, samples: int) -> dict[str, Any]:
-    from slim_core.errors import MissingExtraError
-    from slim_quant.deploy import compare, runtime_operators
-
-    found: dict[str, Any] = {}
+    if not samples:
+        return data
+    batches = [workload.example_inputs] if workload.val is None else validation(workload, samples)
     try:
-        if target != "openvino":
-            found["operators"] = runtime_operators(path)
-        if workload.val is not None and samples:
-            deployed = compare(workload.model, path, list(validation(workload, samples)))
-            found["deployed"] = {
-                "samples": deployed.samples,
-                "agreement": deployed.agreement,
-                "sqnr_db": deployed.sqnr_db,
-                "max_diff": deployed.max_diff,
-            }
+        with app.output.progress.track("compare with the simulation"):
+            data["deployment"] = compare(workload.model, path, batches, runtime_of(target)).to_json()
     except MissingExtraError as error:
         app.output.warn(f"the file was not run: {error.what}; {error.hint}")
-    return found
+    return data
 
 
 def drawn(app: App, path: Path, plots: Sequence[Mapping[str, Any]], title: str, lines: Sequence[str] = ()) -> None:
@@ -277,19 +270,23 @@ def _timed(
     app: App, before: Workload, after: Workload, path: Path, plain: Path, wanted: Wanted, target: str
 ) -> dict[str, Any]:
     from slim_core.export import to_onnx
-    from slim_core.measure import Artifact, batched, measure
+    from slim_core.measure import batched, measure
+    from slim_quant.runtimes import open_file
 
-    runtime = backend(app, target)
+    runtime, timings = runtime_of(target), []
     size = to_onnx(before.model, before.example_inputs, plain, check=False).bytes
-    found: Measurement = measure(
-        {
-            "float": (runtime, Artifact(before.model, plain, "float")),
-            "quantized": (runtime, Artifact(after.model, path, "quantized", quantized=True)),
-        },
-        batched(before.example_inputs, wanted.batch),
-        threads=wanted.threads,
-        progress=app.output.progress,
-    )
-    if found["quantized"].verdict == "slower":
-        app.output.warn(slower(found["quantized"].speedup))
-    return {"float_onnx_bytes": size, "timing": {"backend": runtime.name, "batch": wanted.batch, **found.to_json()}}
+    for batch in wanted.batch or (1,):
+        sessions = {
+            "float": open_file(plain, runtime, wanted.threads),
+            "quantized": open_file(path, runtime, wanted.threads),
+        }
+        found: Measurement = measure(
+            sessions, batched(before.example_inputs, batch), references={"float": before.model},
+            progress=app.output.progress,
+        )  # fmt: skip
+        for session in sessions.values():
+            session.close()
+        if found["quantized"].verdict == "slower":
+            app.output.warn(f"batch {batch}: {slower(found['quantized'].speedup)}")
+        timings.append({"runtime": runtime, "batch": batch, **found.to_json()})
+    return {"float_onnx_bytes": size, "timings": timings}

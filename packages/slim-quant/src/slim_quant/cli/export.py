@@ -51,7 +51,7 @@ def export_command(
 ) -> None:
     r"""Write the int8 file of a quantized CHECKPOINT, run it, and compare it with what was simulated.
 
-    With --data, agreement is measured on validation samples; without, outputs are compared on one example.
+    With --data, they are compared on validation samples; without, on one example.
 
     \b
     slim quant export int8.safetensors -o int8.onnx --data digits
@@ -85,16 +85,14 @@ def _overview(data: Mapping[str, Any]) -> RenderableType:
     lines = [
         f"{data['checkpoint']['path']}: {data['checkpoint']['bytes']:,} bytes, quantized for "
         f"{data['placed_for'] or 'an unknown runtime'}",
-        f"{onnx['path']}: {onnx['bytes']:,} bytes, opset {onnx['opset']}, for {data['target']}",
-        f"inputs {', '.join(onnx['inputs'])}; outputs {', '.join(onnx['outputs'])}",
+        f"{onnx['path']}: {onnx['bytes']:,} bytes, {onnx['weight_bytes']:,} of them weights as integers; opset "
+        f"{onnx['opset']}, for {data['target']}",
+        *closing({"onnx": {key: onnx[key] for key in ("deployment", "operators")}}),
     ]
-    if "deployed" not in onnx and onnx["max_diff"] is not None:
-        lines.append(f"file against simulation: differs by at most {onnx['max_diff']:.2g} on one example")
-    lines += closing({"onnx": {key: onnx[key] for key in ("deployed", "operators") if key in onnx}})
     return Text("\n".join(lines))
 
 
 def _line(data: Mapping[str, Any]) -> str:
     onnx = data["onnx"]
-    agreed = f", top-1 agreement {onnx['deployed']['agreement']:.2f} %" if "deployed" in onnx else ""
+    agreed = f", top-1 agreement {onnx['deployment']['agreement']:.2f} %" if onnx["deployment"] else ""
     return f"{onnx['path']}: {onnx['bytes']} bytes{agreed}"

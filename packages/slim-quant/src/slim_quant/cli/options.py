@@ -45,7 +45,7 @@ class SchemeRequest:
     group_size: int | None
     weight_affine: bool
     activation_symmetric: bool
-    observer: str
+    observer: str | None
     weight_observer: str
     skip: tuple[str, ...]
     override: tuple[str, ...]
@@ -91,12 +91,39 @@ class SchemeRequest:
             "target": self.target,
             "weight": self.weight,
             "activation": self.activation,
-            "observer": named(self.observer, "--observer", "percentile:share=0.999"),
+            "observer": named(self.observer or "mse", "--observer", "percentile:share=0.999"),
             "weight_observer": self.weight_observer,
             "overrides": self.overrides(),
             "skip": self.skip,
             "samples": self.samples,
         }
+
+    def config(self) -> dict[str, Any]:
+        """Return the same as settings of a technique (:class:`slim_quant.config.QuantConfig`).
+
+        Raises:
+            SlimError: an option cannot be read, or techniques have none of the kind.
+        """
+        if self.weight.granularity == "per_group":
+            raise SlimError(
+                "training has one scale per channel or per weight, not per group",
+                where="--group-size" if self.group_size is not None else "--granularity",
+                hint="leave it out, or use `slim quant weights`",
+            )
+        settings: dict[str, Any] = {
+            "target": self.target,
+            "weight_bits": self.weight_bits,
+            "activation_bits": self.activation_bits,
+            "weight_symmetric": not self.weight_affine,
+            "activation_symmetric": self.activation_symmetric,
+            "per_channel": self.granularity == "per_channel",
+            "skip": list(self.skip),
+            "overrides": [_plain(item) for item in self.overrides()],
+            "samples": self.samples,
+        }
+        if self.observer is not None:
+            settings["observer"] = named(self.observer, "--observer", "percentile:share=0.999")
+        return settings
 
 
 def read_override(text: str, weight: Scheme, activation: Scheme | None) -> Override:
@@ -134,6 +161,17 @@ def read_override(text: str, weight: Scheme, activation: Scheme | None) -> Overr
     return Override(**({"op": name} if operator else {"match": name}), **settings)
 
 
+def _plain(override: Override) -> dict[str, Any]:
+    """Return an override as a technique's configuration has it."""
+    schemes = {
+        kind: scheme.to_json()
+        for kind, scheme in (("weight", override.weight), ("activation", override.activation))
+        if scheme is not None
+    }
+    rest = {key: getattr(override, key) for key in ("match", "op", "observer", "weight_observer")}
+    return {**{key: value for key, value in rest.items() if value is not None}, **schemes, "skip": override.skip}
+
+
 def _with_granularity(scheme: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Let a group size that is given alone mean "per group", and another granularity have none."""
     if "group_size" in given and "granularity" not in given:
@@ -143,6 +181,8 @@ def _with_granularity(scheme: dict[str, Any], given: dict[str, Any]) -> dict[str
     return scheme
 
 
+#: where ``--observer`` stands among them
+_OBSERVER = 7
 _SCHEMES = (
     click.option(
         "--target",
@@ -175,13 +215,6 @@ _SCHEMES = (
     click.option("--weight-affine", is_flag=True, help="Give weights a zero point."),
     click.option("--activation-symmetric", is_flag=True, help="Give activations none."),
     click.option(
-        "--observer",
-        default="mse",
-        show_default=True,
-        metavar="NAME[:OPTION=VALUE,…]",
-        help="How the ranges of activations are found.",
-    ),
-    click.option(
         "--weight-observer",
         default="abs_max",
         show_default=True,
@@ -208,4 +241,23 @@ _SCHEMES = (
 
 def scheme_options(command: F) -> F:
     """Add the options of :class:`SchemeRequest`; the command takes them as ``asked``."""
-    return bundled(command, _SCHEMES, SchemeRequest, "asked")
+    return bundled(command, _with_observer("mse"), SchemeRequest, "asked")
+
+
+def training_scheme_options(command: F) -> F:
+    """Add the same options; what ``--observer`` is without being given depends on how scales are trained."""
+    return bundled(command, _with_observer(None), SchemeRequest, "asked")
+
+
+def _with_observer(default: str | None) -> tuple[Any, ...]:
+    return (*_SCHEMES[:_OBSERVER], _observer(default), *_SCHEMES[_OBSERVER:])
+
+
+def _observer(default: str | None) -> Callable[[F], F]:
+    return click.option(
+        "--observer",
+        default=default,
+        show_default=default is not None,
+        metavar="NAME[:OPTION=VALUE,…]",
+        help="How the ranges of activations are found.",
+    )

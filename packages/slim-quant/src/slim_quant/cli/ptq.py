@@ -8,7 +8,7 @@ import click
 
 from slim_core.cli.options import WorkloadRequest, named, workload_options
 from slim_quant.cli.choosing import GoalRequest, goal_options, pareto
-from slim_quant.cli.delivery import Wanted, deliver, drawn, wanted_options
+from slim_quant.cli.delivery import Wanted, deliver, drawn, need_exporter, need_runtime, wanted_options
 from slim_quant.cli.options import SchemeRequest, scheme_options
 from slim_quant.cli.subject import warn_if_random
 from slim_quant.cli.views import line, overview
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     help="What mends the rounding: equalization, bias_correction, adaround, …; may be repeated.",
 )
 @goal_options
+@click.option(
+    "--never-slower",
+    is_flag=True,
+    help="Leave in float what makes the file slower than the float one; float where nothing wins.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the samples and of corrections.")
 @wanted_options
 @click.pass_obj
@@ -39,6 +44,7 @@ def ptq_command(
     asked: SchemeRequest,
     goal: GoalRequest,
     corrections: tuple[str, ...],
+    never_slower: bool,
     seed: int,
     wanted: Wanted,
 ) -> None:
@@ -53,8 +59,11 @@ def ptq_command(
     slim quant ptq … --weight-bits 4 --correction adaround --override 'fc:weight_bits=8' -o w4.safetensors
     slim quant ptq … --bits w4a8 --bits w8a8 --max-drop 0.5 --folder choosing/ -o mixed.safetensors
     """
-    wanted.check(app, asked.target)
+    wanted.check(asked.target)
     goal.check(asked)
+    if never_slower:
+        need_exporter()
+        need_runtime(asked.target)
     chosen = [named(item, "--correction", "adaround:steps=1000") for item in corrections]
     arguments = asked.arguments()
     workload = request.workload(app.registry, needs_data="slim quant ptq")
@@ -64,11 +73,16 @@ def ptq_command(
     if goal.given:
         mixed = goal.choose(app, workload, asked, chosen, seed)
         result, data["choice"] = mixed.result, mixed.to_json()
+        arguments |= {"overrides": mixed.settings.overrides, "skip": [*asked.skip, *mixed.settings.skip]}
+        arguments |= goal.widest(asked)
     else:
         result = _quantized(app, workload, arguments, chosen, seed)
+    if never_slower and result is not None:
+        result, data["faster"] = _faster(app, workload, result, arguments, chosen, seed, wanted)
     if result is None:
         app.output.warn("nothing was quantized: what is written is the float model")
-        data |= {"layers": [], "notes": data["choice"]["notes"], "samples": asked.samples, "sqnr_db": None}
+        notes = [note for part in ("choice", "faster") for note in data.get(part, {}).get("notes", ())]
+        data |= {"layers": [], "notes": notes, "samples": asked.samples, "sqnr_db": None}
         after = workload
     else:
         data |= {
@@ -100,6 +114,36 @@ def _quantized(
         registry=app.registry,
         **arguments,
     )
+
+
+def _faster(
+    app: App,
+    workload: Workload,
+    result: QuantResult,
+    arguments: dict[str, Any],
+    corrections: list[Any],
+    seed: int,
+    wanted: Wanted,
+) -> tuple[QuantResult | None, dict[str, Any]]:
+    """Leave in float what loses on the runtime; ``None``: everything does."""
+    from slim_quant.faster.decide import BATCHES, never_slower
+    from slim_quant.technique import calibration_inputs
+
+    settings = {key: value for key, value in arguments.items() if key != "target"}
+    found = never_slower(
+        workload.model,
+        workload.example_inputs,
+        arguments["target"],
+        batches=calibration_inputs(workload, seed),
+        result=result,
+        batch_sizes=wanted.batch or BATCHES,
+        threads=wanted.threads,
+        seed=seed,
+        progress=app.output.progress,
+        corrections=corrections,
+        **settings,
+    )
+    return found.result, found.to_json()
 
 
 def _draw(app: App, workload: Workload, result: QuantResult | None, data: dict[str, Any], wanted: Wanted) -> None:

@@ -99,7 +99,7 @@ def weights_command(
     slim quant weights --checkpoint base.safetensors --bits 4 -o int4.safetensors --onnx int4.onnx
     slim quant weights --load my_project.py --model mine --data text --bits 4 --correction gptq -o int4.safetensors
     """
-    wanted.check(app, _TARGET)
+    wanted.check(_TARGET)
     chosen = None if correction is None else named(correction, "--correction", "gptq:damping=0.01")
     size = _group_size(group_size)
     needs = None if correction is None else f"the correction '{correction}'"
@@ -162,7 +162,7 @@ def dynamic_command(
     \b
     slim quant dynamic --load my_project.py --model my_encoder -o int8.safetensors --onnx int8.onnx
     """
-    wanted.check(app, _TARGET)
+    wanted.check(_TARGET)
     from slim_quant.dynamic.quantize import quantize_dynamic
     from slim_quant.schemes import WEIGHT
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,7 +44,7 @@ def agrees(func, args) -> None:
 )
 def test_rules_give_what_the_operator_gives(x, name, y) -> None:
     binary = "Tensor" in str(name)
-    if any(part in str(name) for part in ("batch_norm", "cat", "lstm", "gru", "rnn")):  # tested on their own
+    if any(part in str(name) for part in ("batch_norm", "cat", "lstm", "gru", "rnn", "upsample")):  # on their own
         return
     args = (x, y) if binary else (x,)
     if "clamp" in str(name):
@@ -123,6 +125,79 @@ def test_attention(shapes, transposed) -> None:
     if given is not None:
         expected = aten.scaled_dot_product_attention.default(*args)
         assert (given.shape, given.stride()) == (expected.shape, expected.stride())
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    shapes=st.tuples(*[st.sampled_from([(2, 3, 4, 5), (2, 3, 6, 5)])] * 3), transposed=st.booleans(),
+    mask=st.sampled_from([None, (4, 6), (6, 6), (6, 4), (1, 6), (2, 1, 6, 6), (2, 3, 4, 4), (3, 4, 6), (6,)]),
+    kind=st.sampled_from([torch.bool, torch.float32, torch.float64]),
+)  # fmt: skip
+def test_masked_attention(shapes, transposed, mask, kind) -> None:
+    args = [torch.empty(shape, device="meta") for shape in shapes]
+    if transposed:
+        args = [torch.empty(t.transpose(-3, -2).shape, device="meta").transpose(-3, -2) for t in args]
+    own = None if mask is None else torch.empty(mask, dtype=kind, device="meta")
+    agrees(aten.scaled_dot_product_attention.default, (*args, own))
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    x=tensors, size=st.sampled_from([None, [6, 7], [1, 1], [0, 2], [3]]), bilinear=st.booleans(),
+    factors=st.sampled_from([None, [2.0, 2.0], [1.0, 3.0], [1.5, 2.0], [2.0]]), corners=st.booleans(),
+)  # fmt: skip
+def test_upsampling(x, size, factors, bilinear, corners) -> None:
+    if bilinear:
+        agrees(aten.upsample_bilinear2d.vec, (x, size, corners, factors))
+    else:
+        agrees(aten.upsample_nearest2d.vec, (x, size, factors))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    x=st.sampled_from([(2, 3), (1, 3), (2, 4)]), state=st.sampled_from([(2, 5), (1, 5), (2, 3)]), lstm=st.booleans(),
+    gates=st.sampled_from([15, 20]), bias=st.booleans(), inside=st.sampled_from([3, 4]),
+)  # fmt: skip
+def test_cells(x, state, lstm, gates, bias, inside) -> None:
+    weights = [torch.empty(gates, inside, device="meta"), torch.empty(gates, 5, device="meta")]
+    own = [torch.empty(gates, device="meta")] * 2 if bias else []
+    hidden = torch.empty(state, device="meta")
+    func = aten.lstm_cell.default if lstm else aten.gru_cell.default
+    args = (torch.empty(x, device="meta"), [hidden, hidden] if lstm else hidden, *weights, *own)
+    given = quick(func, args, {})
+    if given is not None:
+        expected = func(*args)
+        for one, other in zip(given, expected, strict=True) if lstm else [(given, expected)]:
+            assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    shape=st.sampled_from([(2, 3, 4), (2, 3, 4, 5), (3, 2), (2, 1, 4)]), seed=st.integers(0, 23),
+    step=st.sampled_from([1, 2]), other=st.sampled_from(["number", "plain", "expanded", "permuted", "itself"]),
+    name=st.sampled_from(["add", "mul", "sub", "div"]),
+)  # fmt: skip
+def test_operands_in_another_order_in_memory(shape, seed, step, other, name) -> None:
+    def ordered(number: int) -> torch.Tensor:
+        order = list(itertools.permutations(range(len(shape))))
+        order = order[number % len(order)]
+        stored = torch.empty([shape[dim] * step for dim in order], device="meta")[
+            (slice(None, None, step),) * len(shape)
+        ]
+        return stored.permute([order.index(dim) for dim in range(len(shape))])
+
+    x = ordered(seed)
+    others = {
+        "number": 2.0,
+        "plain": torch.empty(shape, device="meta"),
+        "expanded": torch.empty((shape[0], *[1] * (len(shape) - 1)), device="meta").expand(shape),
+        "permuted": ordered(seed + 5),
+        "itself": x,
+    }
+    func = getattr(aten, name).Tensor
+    agrees(func, (x, others[other]))
+    if isinstance(others[other], torch.Tensor):
+        agrees(func, (others[other], x))
 
 
 def test_arguments_that_do_not_fit_are_left_to_the_operator() -> None:

@@ -51,7 +51,26 @@ def _unary_in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | N
 
 def _binary(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     whole = _larger(args[0], args[1])
-    return None if whole is None else _empty(whole.shape, whole)
+    return _permuted(args[0], args[1]) if whole is None else _empty(whole.shape, whole)
+
+
+def _permuted(x: Any, y: Any) -> Tensor | None:
+    """Return the result where the strides of ``x`` alone say in which order it lies in memory."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.dim():
+        return None
+    if isinstance(y, Tensor):
+        if y.shape != x.shape or y.dtype != x.dtype:
+            return None
+    elif not isinstance(y, int | float):
+        return None
+    strides = x.stride()
+    if min(x.shape) < 2 or min(strides) < 1 or len(set(strides)) < len(strides):
+        return None
+    dense, size = [0] * x.dim(), 1
+    for dim in sorted(range(x.dim()), key=lambda dim: strides[dim]):
+        dense[dim] = size
+        size *= x.shape[dim]
+    return torch.empty_strided(x.shape, dense, dtype=x.dtype, device=x.device)
 
 
 def _binary_in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -171,16 +190,27 @@ def _cat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
 
 
 def _attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    if len(args) != 3 or set(kwargs) - {"is_causal", "scale"}:
+    if len(args) not in (3, 4, 5) or set(kwargs) - {"is_causal", "scale"} or args[4:] not in ((), (0.0,)):
         return None
-    query, key, value = args
-    if any(not isinstance(t, Tensor) or t.dim() != 4 or not t.is_floating_point() for t in args):
+    query, key, value = args[:3]
+    if any(not isinstance(t, Tensor) or t.dim() != 4 or not t.is_floating_point() for t in args[:3]):
         return None
-    if len({t.dtype for t in args}) > 1 or len({t.shape[:2] for t in args}) > 1:
+    if len({t.dtype for t in args[:3]}) > 1 or len({t.shape[:2] for t in args[:3]}) > 1:
         return None
     if query.shape[3] != key.shape[3] or key.shape[2] != value.shape[2]:
         return None
+    scores = (*query.shape[:3], key.shape[2])
+    if len(args) > 3 and args[3] is not None and not _masks(args[3], scores, query, kwargs):
+        return None
     return _empty((*query.shape[:3], value.shape[3]), query)
+
+
+def _masks(mask: Any, scores: tuple[int, ...], query: Tensor, kwargs: dict[str, Any]) -> bool:
+    """Return whether a mask of attention fits scores of this shape."""
+    if not isinstance(mask, Tensor) or kwargs.get("is_causal") or mask.dtype not in (torch.bool, query.dtype):
+        return False
+    sizes = (*(1,) * (4 - mask.dim()), *mask.shape)
+    return len(sizes) == 4 and all(own in (1, size) for own, size in zip(sizes, scores, strict=True))
 
 
 def _recurrent(gates: int) -> Quick:
@@ -212,6 +242,63 @@ def _recurrent(gates: int) -> Quick:
         return (whole.transpose(0, 1) if first else whole, *(_empty(tuple(t.shape), t) for t in states))
 
     return rule
+
+
+def _cell(gates: int) -> Quick:
+    """``lstm_cell`` and ``gru_cell``, which PyTorch takes apart."""
+
+    def rule(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+        if len(args) not in (4, 6) or kwargs:
+            return None
+        x, hx, weights, biases = args[0], args[1], args[2:4], args[4:]
+        states = tuple(hx) if isinstance(hx, list | tuple) else (hx,)
+        if not all(isinstance(t, Tensor) and _plain(t) and t.dim() == 2 for t in (x, *states)):
+            return None
+        if any(t is None or t.dtype != x.dtype for t in (*states, *weights, *biases)):
+            return None
+        made, width = states[0].shape[1], states[-1].shape[1]
+        if made != width or any(t.shape[0] != x.shape[0] for t in states):
+            return None
+        shapes = [(gates * width, x.shape[1]), (gates * width, width), *[(gates * width,)] * len(biases)]
+        if [tuple(t.shape) for t in (*weights, *biases)] != shapes:
+            return None
+        found = tuple(_empty(tuple(t.shape), t) for t in states)
+        return found if isinstance(hx, list | tuple) else found[0]
+
+    return rule
+
+
+def _upsample(scales: int) -> Quick:
+    """``upsample_*2d.vec``; ``scales`` is where the factors stand."""
+
+    def rule(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+        if len(args) < 2 or kwargs:
+            return None
+        x, size = args[0], args[1]
+        factors = args[scales] if len(args) > scales else None
+        if not _plain(x) or x.dim() != 4 or 0 in x.shape or _ambiguous(x) or (size is None) == (factors is None):
+            return None
+        if factors is not None:
+            if len(factors) != 2 or any(factor != int(factor) or factor < 1 for factor in factors):
+                return None  # rounded down in one precision or the other
+            size = [side * int(factor) for side, factor in zip(x.shape[2:], factors, strict=True)]
+        if size is None or len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+            return None
+        return _empty((*x.shape[:2], *size), x)
+
+    return rule
+
+
+def _contiguous(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    x = args[0]
+    if len(args) != 1 or kwargs or not isinstance(x, Tensor) or x.is_contiguous():
+        return None
+    return _empty(tuple(x.shape), x)
+
+
+def _triangle(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    x = args[0]
+    return _empty(tuple(x.shape), x) if _plain(x) and x.dim() >= 2 and not kwargs else None
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -267,6 +354,13 @@ def _rules() -> dict[Any, Quick]:
         aten.gru.input: _recurrent(3),
         aten.rnn_tanh.input: _recurrent(1),
         aten.rnn_relu.input: _recurrent(1),
+        aten.lstm_cell.default: _cell(4),
+        aten.gru_cell.default: _cell(3),
+        aten.upsample_bilinear2d.vec: _upsample(3),
+        aten.upsample_nearest2d.vec: _upsample(2),
+        aten.contiguous.default: _contiguous,
+        aten.triu.default: _triangle,
+        aten.tril.default: _triangle,
     }
     for names, overload, out_of_place, in_place in (
         (_UNARY, "default", _unary, _unary_in_place),

@@ -17,7 +17,7 @@ from slim_core.graph.export import ExportedModel
 from slim_quant.graph import is_float, layer_name, op_name, owner_of, rank
 from slim_quant.overrides import Override, matched, skipping
 from slim_quant.schemes import Scheme
-from slim_quant.targets import CLIPPING, PASSING, TRANSPOSED, Target
+from slim_quant.targets import CLIPPING, HARD_SIGMOID, PASSING, TRANSPOSED, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,7 @@ def place(
 def quantizable(model: ExportedModel, target: Target) -> list[fx.Node]:
     """Return the nodes that ``target`` may quantize: those that patterns can mean."""
     words = target.weighted | TRANSPOSED | target.concat | target.binary | target.matmul | target.pools
+    words |= target.hard | target.unary
     return [node for node in model.graph.nodes if op_name(node) in words]
 
 
@@ -101,6 +102,8 @@ class _Placer:
         self.weights: dict[str, list[fx.Node]] = {}
         self.notes: list[str] = []
         self.skipped = skipped
+        #: on the grid of what they read, so that a quantizer of their own would do nothing
+        self.exact: set[fx.Node] = set()
 
     def place(self) -> Placement:
         for node in self.nodes:
@@ -111,11 +114,18 @@ class _Placer:
                 self._weighted(node, name)
             elif name in self.target.concat:
                 self._concat(node)
+            elif name in self.target.binary and self.target.fuses_sums:
+                self._fused_sum(node)
             elif name in self.target.binary | self.target.matmul:
                 self._product_or_sum(node)
-            elif name in self.target.pools and rank(node.args[0]) >= 3 and _reduces_space(node):
+            elif (name in self.target.unary and self._from_integers(node.args[0])) or (
+                name in self.target.pools and rank(node.args[0]) >= 3 and _reduces_space(node)
+            ):
                 self._read(node.args[0])
                 self._write(node)
+            elif name in self.target.hard and self._from_integers(node.args[0]):
+                self._read(node.args[0])
+                (self.exact if name == HARD_SIGMOID else self.wanted).add(node)
             elif name in self._all_weighted():
                 self.notes.append(f"{layer_name(node)} stays in float: {self.target.name} has no integer {name}")
         self._through_passing()
@@ -146,17 +156,34 @@ class _Placer:
     def _product_or_sum(self, node: fx.Node) -> None:
         if not all(is_float(item) and owner_of(item) is None and rank(item) for item in node.args[:2]):
             return  # a scalar or a constant: left to float
-        if not any(self._from_integers(item) for item in node.args[:2]):
+        if not any(self._from_integers(item) or self._is_weighted(item) for item in node.args[:2]):
             return  # both sides are computed in float: integers would only cost
         for item in node.args[:2]:
             self._read(item)
         self._write(node)
 
+    def _fused_sum(self, node: fx.Node) -> None:
+        """Quantize what the last weighted operator of a sum adds to its result, which stays float until the sum."""
+        sides = [item for item in node.args[:2] if is_float(item) and owner_of(item) is None and rank(item)]
+        layers = [item for item in sides if self._is_weighted(item)]
+        if len(sides) < 2 or not (layers or any(self._from_integers(item) for item in sides)):
+            return
+        order = {item: position for position, item in enumerate(self.nodes)}
+        free = [item for item in layers if len(cast(fx.Node, item).users) == 1]
+        fused = max(free, key=lambda item: order[cast(fx.Node, item)]) if free else None
+        for item in sides:
+            if item is not fused:
+                self._read(item)
+
+    def _is_weighted(self, node: Any) -> bool:
+        weight = owner_of(node.args[1]) if isinstance(node, fx.Node) and op_name(node) in self.target.weighted else None
+        return weight is not None and node in self.weights.get(weight, [])
+
     def _concat(self, node: fx.Node) -> None:
         parts = node.args[0]
         if not isinstance(parts, list | tuple) or not all(is_float(part) and owner_of(part) is None for part in parts):
             return
-        if not all(self._from_integers(part) for part in parts):
+        if not all(self._from_integers(part) or self._is_weighted(_before_clipping(part)) for part in parts):
             return
         clipped = [_ends_clipped(part) for part in parts]
         for part, ends in zip(parts, clipped, strict=True):
@@ -170,10 +197,10 @@ class _Placer:
         seen = node
         while isinstance(seen, fx.Node) and seen not in self.wanted and (op_name(seen) in PASSING | CLIPPING):
             seen = seen.args[0]
-        return isinstance(seen, fx.Node) and (seen in self.wanted or _fused_end(seen) in self.wanted)
+        return isinstance(seen, fx.Node) and (seen in self.wanted | self.exact or _fused_end(seen) in self.wanted)
 
     def _read(self, node: Any) -> None:
-        if isinstance(node, fx.Node) and is_float(node) and owner_of(node) is None:
+        if isinstance(node, fx.Node) and is_float(node) and owner_of(node) is None and node not in self.exact:
             self.wanted.add(node)
 
     def _write(self, node: fx.Node) -> None:
@@ -205,6 +232,11 @@ def _fused_end(node: fx.Node) -> fx.Node:
     """Return the activation that is done by saturation after ``node``, or ``node``."""
     users = list(node.users)
     return users[0] if len(users) == 1 and op_name(users[0]) in CLIPPING else node
+
+
+def _before_clipping(node: Any) -> Any:
+    """Return what a saturating activation reads, or ``node``."""
+    return node.args[0] if isinstance(node, fx.Node) and op_name(node) in CLIPPING else node
 
 
 def _source(node: fx.Node) -> fx.Node | None:

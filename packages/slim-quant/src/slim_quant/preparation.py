@@ -17,19 +17,21 @@ from slim_core.errors import DataError, ModelError, SlimError
 from slim_core.graph.export import ExportedModel, export_graph
 from slim_core.progress import Progress, SilentProgress
 from slim_core.workload import Inputs
+from slim_quant.biases import hold_bias, round_biases
 from slim_quant.calibration import CalibrationData, batch_size
 from slim_quant.fold import fold_batch_norms
-from slim_quant.graph import get_tensor, op_name, owner_of, tap
+from slim_quant.graph import get_tensor, op_name, tap
 from slim_quant.insert import insert, is_quantized
 from slim_quant.layerwise import Comparison, Outputs, compare_layers
 from slim_quant.named import Named
 from slim_quant.observers import Observer, make_observer, weight_range
+from slim_quant.observers.reducing import reduce_sum
 from slim_quant.overrides import Override, matched, skipping
 from slim_quant.placement import Placement, place, quantizable
 from slim_quant.record import describe
 from slim_quant.result import QuantReport, QuantResult
-from slim_quant.schemes import ACTIVATION, WEIGHT, Scheme, qparams
-from slim_quant.targets import PASSING, TRANSPOSED, Target, get_target
+from slim_quant.schemes import ACTIVATION, WEIGHT, Scheme, qparams, through
+from slim_quant.targets import HARD_END, PASSING, Target, get_target
 
 __all__ = [
     "COMPARED",
@@ -42,8 +44,6 @@ __all__ = [
     "weight_qparams",
 ]
 
-#: An int32 bias counts in steps of input scale times weight scale; it must stay below 2^31, with some room.
-BIAS_LIMIT = 2.0**30
 #: Samples on which float and quantized activations are compared layer by layer.
 COMPARED = 16
 
@@ -169,6 +169,7 @@ def calibrate(
     observer: Named = "mse",
     weight_observer: str = "abs_max",
     samples: int = 256,
+    distributed: bool = False,
     progress: Progress | None = None,
 ) -> Calibrated:
     """Find scales and zero points: of activations on samples, of weights from their values.
@@ -179,6 +180,7 @@ def calibrate(
         observer: how activation ranges are found; a name, or ``{"name": "percentile", "share": 0.999}``.
         weight_observer: how weight ranges are found.
         samples: how many samples to calibrate on.
+        distributed: each process of the default ``torch.distributed`` group has other batches; all get the same scales.
         progress: where to report to.
 
     Raises:
@@ -192,14 +194,19 @@ def calibrate(
     }
     data = batches if isinstance(batches, CalibrationData) else CalibrationData(batches, samples)
     _observe(prepared.graph, data, _watched(prepared, observers), progress)
+    seen = len(data)
+    if distributed:
+        for watched in observers.values():
+            watched.all_reduce()
+        seen = int(reduce_sum(torch.tensor(seen, dtype=torch.float64)))
     ranges = {name: _range(name, watched, prepared.activations[name]) for name, watched in observers.items()}
-    activations = {name: qparams(low, high, prepared.activations[name]) for name, (low, high) in ranges.items()}
+    activations = activation_qparams(prepared, ranges)
     weights = {
         name: weight_qparams(prepared, name, activations, prepared.weight_observers.get(name, weight_observer))
         for name in prepared.weights
     }
     reference = {name: tensor.detach().clone() for name, tensor in prepared.graph.named_parameters()}
-    return Calibrated(prepared, activations, weights, len(data), data, reference)
+    return Calibrated(prepared, activations, weights, seen, data, reference)
 
 
 def finish(calibrated: Calibrated, *, before: Outputs | None = None) -> QuantResult:
@@ -219,6 +226,8 @@ def finish(calibrated: Calibrated, *, before: Outputs | None = None) -> QuantRes
                 parameter.copy_(calibrated.reference[name])
             else:  # a bias that a correction added
                 parameter.zero_()
+    if prepared.target.integer_bias:
+        round_biases(graph, placement, calibrated.activations, calibrated.weights)
     insert(graph, placement, calibrated.activations, calibrated.weights, prepared.activations, prepared.weights)
     record = describe(
         graph, placement, prepared.activations, prepared.weights,
@@ -229,6 +238,25 @@ def finish(calibrated: Calibrated, *, before: Outputs | None = None) -> QuantRes
     whole = found.sqnr_db("") if before is None else before.sqnr_db(graph)
     rows = _rows(prepared, found)
     return QuantResult(graph, record, QuantReport(rows, tuple(prepared.notes), calibrated.samples, whole))
+
+
+def activation_qparams(
+    prepared: Prepared, ranges: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return scales and zero points for ranges, as the target's integer kernels need them.
+
+    Args:
+        prepared: the model.
+        ranges: lowest and highest value by name of the scale's node.
+    """
+    nodes = prepared.nodes
+    hard = {getattr(node.args[0], "name", "") for node in nodes.values() if op_name(node) in prepared.target.hard}
+    ended = {item.scale for item in prepared.placement.activations if item.node in hard}
+    found = {}
+    for name, (low, high) in ranges.items():
+        scheme = prepared.activations[name]
+        found[name] = through(HARD_END, low, high, scheme) if name in ended else qparams(low, high, scheme)
+    return found
 
 
 def weight_qparams(
@@ -246,7 +274,7 @@ def weight_qparams(
     scheme = prepared.weights[name]
     low, high = weight_range(get_tensor(prepared.graph, name), scheme, item.along(scheme), observer)
     scale, zero_point = qparams(low, high, scheme)
-    return _hold_bias(prepared, item.layers, activations, scale, scheme), zero_point
+    return hold_bias(prepared.graph, prepared.placement, name, activations, scale), zero_point
 
 
 def _override(prepared: Prepared, overrides: Sequence[Override]) -> None:
@@ -302,24 +330,6 @@ def _range(name: str, watched: Observer, scheme: Scheme) -> tuple[Tensor, Tensor
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise DataError(f"calibration of {name} failed: an activation is not finite")
     return low, high
-
-
-def _hold_bias(
-    prepared: Prepared, layers: tuple[str, ...], activations: Mapping[str, tuple[Tensor, Tensor]], scale: Tensor,
-    scheme: Scheme,
-) -> Tensor:  # fmt: skip
-    """Widen weight scales where the bias, counted in steps of input scale times weight scale, would leave int32."""
-    nodes = prepared.nodes
-    for layer in layers:
-        node = nodes[layer]
-        bias = owner_of(node.args[2]) if len(node.args) > 2 else None
-        source = prepared.scale_of(getattr(node.args[0], "name", ""))
-        computed = scheme.granularity == "per_group" or (scale.dim() and op_name(node) in TRANSPOSED)
-        if bias is None or source is None or computed:
-            continue
-        wanted = get_tensor(prepared.graph, bias).detach().abs() / (activations[source][0] * BIAS_LIMIT)
-        scale = torch.maximum(scale, wanted if scale.dim() else wanted.max())
-    return scale
 
 
 def _rows(prepared: Prepared, found: Comparison) -> tuple[Mapping[str, Any], ...]:

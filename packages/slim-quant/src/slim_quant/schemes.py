@@ -102,6 +102,24 @@ def qparams(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     return scale.float(), zero_point.int()
 
 
+def through(end: float, low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point for a range widened to ``-end``, with ``end`` a whole number of steps.
+
+    The steps are as fine as that allows: at most 1 / n coarser than :func:`qparams`, if ``end`` has n of those. A range
+    in which ``end`` is less than a step is left as it is.
+    """
+    low, high = torch.clamp(low.double(), max=-end), torch.clamp(high.double(), min=0.0)
+    fine = (torch.maximum(-low, high) / scheme.qmax) if scheme.symmetric else (high - low) / (scheme.qmax - scheme.qmin)
+    steps = torch.floor(end / fine * (1 + 1e-9))
+    if float(steps) < 1:
+        return qparams(low, high, scheme)
+    scale = end / steps
+    zero_point = torch.zeros_like(scale)
+    if not scheme.symmetric:
+        zero_point = torch.clamp(torch.round(scheme.qmin - low / scale), scheme.qmin + float(steps), scheme.qmax)
+    return scale.float(), zero_point.int()
+
+
 def quantize(values: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, axis: int = 0) -> Tensor:
     """Return the integers, as float32: round half to even, then saturate.
 

@@ -31,6 +31,11 @@ PASSING = frozenset({
     "aten.split_with_sizes.default", "getitem", "aten.contiguous.default", "aten.clone.default", "aten.expand.default",
     "aten.dropout.default", "aten.feature_dropout.default", "aten.upsample_nearest2d.vec",
 })  # fmt: skip
+#: activations that are a line between two ends: of integers, the same integers read with another scale
+HARD_SIGMOID = "aten.hardsigmoid.default"
+HARD = frozenset({HARD_SIGMOID, "aten.hardswish.default"})
+#: where those ends lie
+HARD_END = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,11 @@ class Target:
         outputs: must the result of a weighted operator be quantized for it to run in integers?
         float_results: weighted operators that run in integers though their result is float; used where the result is
             the model's output.
+        integer_bias: is the bias added to the integer product, as an int32 in steps of input times weight scale?
+        hard: which of :data:`HARD` are done in integers. What they read gets a scale of which -3 and 3 are multiples.
+        unary: other functions of one activation that have an integer kernel, with a scale of their own for the result.
+        fuses_sums: does a weighted operator add the other side of a sum to its float result before it rounds? Then its
+            own result is not quantized first.
     """
 
     name: str
@@ -57,6 +67,10 @@ class Target:
     concat: frozenset[str]
     outputs: bool = True
     float_results: frozenset[str] = frozenset()
+    integer_bias: bool = False
+    hard: frozenset[str] = frozenset()
+    unary: frozenset[str] = frozenset()
+    fuses_sums: bool = False
 
 
 _POOLS = frozenset({"aten.adaptive_avg_pool2d.default", "aten.avg_pool2d.default", "aten.mean.dim"})
@@ -69,15 +83,19 @@ ONNXRUNTIME = Target(
     pools=_POOLS,
     concat=frozenset({"aten.cat.default"}),
     float_results=LINEAR,
+    integer_bias=True,
+    hard=HARD,
+    unary=frozenset({"aten.sigmoid.default", "aten.leaky_relu.default", "aten.softmax.int"}),
 )
 OPENVINO = Target(
     name="openvino",
     weighted=CONVOLUTIONS | TRANSPOSED | LINEAR,
     binary=frozenset({"aten.add.Tensor"}),
     matmul=frozenset({"aten.matmul.default", "aten.bmm.default"}),
-    pools=frozenset(),
-    concat=frozenset(),
+    pools=_POOLS,
+    concat=frozenset({"aten.cat.default"}),
     outputs=False,
+    fuses_sums=True,
 )
 GENERIC = Target(
     name="generic",

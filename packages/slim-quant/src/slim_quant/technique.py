@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from slim_core.data import begin_epoch, generators_of
 from slim_core.errors import DataError
-from slim_core.graph.export import export_graph
-from slim_core.technique import Run, StepResult, StrictConfig
+from slim_core.registry import Registry
+from slim_core.technique import Run, StepResult
 from slim_core.training.rng import kept_generators, seed_epoch
 from slim_core.workload import Workload
-from slim_quant.fold import fold_batch_norms
-from slim_quant.placement import place
+from slim_quant.calibration import CalibrationData
+from slim_quant.config import QuantConfig
+from slim_quant.observers import WEIGHT_OBSERVERS, check_observer
+from slim_quant.preparation import prepare
+from slim_quant.ptq.corrections.base import make_corrections
 from slim_quant.ptq.static import quantize
-from slim_quant.schemes import Scheme
+from slim_quant.result import QuantResult
 from slim_quant.targets import get_target
 
 
-class PTQConfig(StrictConfig):
-    """Settings of ``quant.ptq``.
+class PTQConfig(QuantConfig):
+    """Settings of ``quant.ptq``, beside those of :class:`slim_quant.config.QuantConfig`.
 
     Attributes:
-        target: runtime that the quantizers are placed for.
         samples: training samples to calibrate on, without augmentation; where there are fewer, all, and a note says so.
-        observer: how the ranges of activations are found.
+        observer: how the ranges of activations are found: a name, or ``{name: percentile, share: 0.999}``.
         weight_observer: how the ranges of weights are found.
-        weight_bits: bits of the weights, 2 to 8.
-        activation_bits: bits of the activations, 2 to 8.
-        per_channel: one scale per output channel of a weight; otherwise one per weight.
-        skip: globs over layer names; these layers stay in float.
+        corrections: what changes weights so that integers lose less: names, or ``{name: adaround, …}``.
+        never_slower: time the file against float on the target's runtime, leave in float what loses, and keep the
+            float model where nothing wins (:mod:`slim_quant.faster`).
+        batch_sizes: where the file must win.
     """
 
-    target: Literal["onnxruntime", "generic"] = "onnxruntime"
     samples: int = Field(default=256, ge=1)
-    observer: Literal["abs_max", "min_max", "moving_average", "percentile", "mse"] = "mse"
-    weight_observer: Literal["abs_max", "mse"] = "abs_max"
-    weight_bits: int = Field(default=8, ge=2, le=8)
-    activation_bits: int = Field(default=8, ge=2, le=8)
-    per_channel: bool = True
-    skip: list[str] = Field(default_factory=list)
+    observer: str | dict[str, Any] = "mse"
+    weight_observer: str = Field(default="abs_max", pattern=f"^({'|'.join(WEIGHT_OBSERVERS)})$")
+    corrections: list[str | dict[str, Any]] = Field(default_factory=list)
+    never_slower: bool = False
+    batch_sizes: list[int] = Field(default_factory=lambda: [1, 32], min_length=1)
 
 
 class PTQTechnique:
@@ -50,19 +50,36 @@ class PTQTechnique:
     name: ClassVar[str] = "quant.ptq"
     Config: ClassVar[type[PTQConfig]] = PTQConfig
 
+    @staticmethod
+    def check(config: PTQConfig, registry: Registry) -> None:
+        """Look names and options up.
+
+        Raises:
+            UnknownNameError: no such target, observer or correction.
+            SlimError: an option does not fit, or schemes that there are not.
+        """
+        get_target(config.target, registry)
+        check_observer(config.observer)
+        make_corrections(config.corrections, registry)
+        config.weight_scheme()
+        config.all_overrides()
+
     def rehearse(self, workload: Workload, config: PTQConfig, run: Run) -> None:
-        """Look for training data, and for the layers that ``skip`` names; what comes after cannot be told.
+        """Look for training data, and for the layers that patterns name; what comes after cannot be told.
 
         Raises:
             DataError: the workload has no training data.
             ModelError: the model cannot be exported.
-            PatternError: a pattern of ``skip`` matches nothing.
+            PatternError: a pattern matches nothing.
         """
         _need_data(workload)
-        if config.skip:
-            graph = export_graph(workload.model, workload.example_inputs)
-            fold_batch_norms(graph)
-            place(graph, get_target(config.target), skip=config.skip)
+        overrides = config.all_overrides()
+        if config.skip or overrides:
+            prepare(
+                workload.model, workload.example_inputs, target=get_target(config.target, run.registry),
+                weight=config.weight_scheme(), activation=config.activation_scheme(), overrides=overrides,
+                skip=config.skip,
+            )  # fmt: skip
 
     def run(self, workload: Workload, config: PTQConfig, run: Run) -> StepResult:
         """Quantize; the given model stays as it is.
@@ -70,27 +87,46 @@ class PTQTechnique:
         Raises:
             DataError: the workload has no training data.
             ModelError: the model cannot be exported, or is quantized already.
-            PatternError: a pattern of ``skip`` matches nothing.
+            PatternError: a pattern matches nothing.
         """
         _need_data(workload)
         with kept_generators(*generators_of(workload.train)):
-            result = quantize(
-                workload.model, _inputs(workload, run.seed), example_inputs=workload.example_inputs,
-                target=config.target,
-                weight=Scheme(config.weight_bits, True, "per_channel" if config.per_channel else "per_tensor"),
-                activation=Scheme(config.activation_bits, False, "per_tensor"),
-                observer=config.observer, weight_observer=config.weight_observer, skip=config.skip,
-                samples=config.samples, progress=run.progress,
+            data = CalibrationData(calibration_inputs(workload, run.seed), config.samples)
+
+        def build(skip: Sequence[str]) -> QuantResult:
+            return quantize(
+                workload.model, data, example_inputs=workload.example_inputs, target=config.target,
+                weight=config.weight_scheme(), activation=config.activation_scheme(), observer=config.observer,
+                weight_observer=config.weight_observer, overrides=config.all_overrides(),
+                skip=[*config.skip, *skip], samples=config.samples, corrections=config.corrections, seed=run.seed,
+                progress=run.progress, registry=run.registry,
             )  # fmt: skip
-        report = result.report
-        details = {
-            "layers": [dict(row) for row in report.layers],
-            "samples": report.samples,
-            "sqnr_db": report.sqnr_db,
-            "target": config.target,
-            "notes": list(report.notes),
-        }
-        return StepResult(workload.with_model(result.model, result.transform), details, report.notes)
+
+        if not config.never_slower:
+            return _step(workload, build([]), config.target)
+        from slim_quant.faster.technique import details_of, faster_of
+
+        found = faster_of(workload, run, config.target, build, config.batch_sizes)
+        if found.result is None:
+            return StepResult(workload, details_of(found), found.notes)
+        return _step(workload, found.result, config.target, details_of(found), found.notes)
+
+
+def _step(
+    workload: Workload, result: QuantResult, target: str, details: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> StepResult:  # fmt: skip
+    report = result.report
+    told = {
+        "layers": [dict(row) for row in report.layers],
+        "samples": report.samples,
+        "sqnr_db": report.sqnr_db,
+        "target": target,
+        "notes": list(report.notes),
+    }
+    return StepResult(
+        workload.with_model(result.model, result.transform), told | dict(details or {}), (*report.notes, *notes)
+    )
 
 
 def _need_data(workload: Workload) -> None:
@@ -101,7 +137,7 @@ def _need_data(workload: Workload) -> None:
         )
 
 
-def _inputs(workload: Workload, seed: int) -> Iterator[Any]:
+def calibration_inputs(workload: Workload, seed: int) -> Iterator[Any]:
     """Yield inputs without augmentation where the source knows how, in an order that only ``seed`` decides."""
     source: Any = workload.train
     if hasattr(source, "plain"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -11,14 +12,33 @@ from slim_quant.named import Named, build, split
 from slim_quant.schemes import Scheme
 
 #: names of the observers, for configurations and messages
-OBSERVERS = ("abs_max", "min_max", "moving_average", "percentile", "mse")
+OBSERVERS = (
+    "abs_max",
+    "min_max",
+    "moving_average",
+    "average_abs_max",
+    "percentile",
+    "entropy",
+    "mse",
+    "emd",
+)
 
 
 class Observer(Protocol):
-    """Watches one tensor."""
+    """Watches one tensor, in memory that does not grow with the number of batches."""
 
     def update(self, values: Tensor) -> None:
-        """Take in one batch."""
+        """Take in one batch.
+
+        Raises:
+            ValueError: a value is not finite.
+        """
+
+    def all_reduce(self, group: Any = None) -> None:
+        """Take in what the same observer saw in the other processes of a ``torch.distributed`` group.
+
+        All processes call it, in the same order, after their last ``update``; all have the same range then.
+        """
 
     def range(self, scheme: Scheme) -> tuple[Tensor, Tensor]:
         """Return the lowest and highest value to represent, 0-dimensional float64.
@@ -38,16 +58,8 @@ def make_observer(observer: Named) -> Observer:
         UnknownNameError: no observer has this name.
         SlimError: it has no such option, or not with this value.
     """
-    from slim_quant.observers import histogram, minmax
-
-    makers: dict[str, type[Observer]] = {
-        "abs_max": minmax.AbsMaxObserver,
-        "min_max": minmax.MinMaxObserver,
-        "moving_average": minmax.MovingAverageObserver,
-        "percentile": histogram.PercentileObserver,
-        "mse": histogram.MSEObserver,
-    }
     name, options = split(observer, "an observer", '{"name": "percentile", "share": 0.999}')
+    makers = _makers()
     if name not in makers:
         hint = f"{close_match(name, OBSERVERS)} known: {', '.join(OBSERVERS)}".strip()
         raise UnknownNameError(f"unknown observer '{name}'", hint=hint)
@@ -62,3 +74,18 @@ def check_observer(observer: Named) -> None:
         SlimError: it has no such option, or not with this value.
     """
     make_observer(observer)
+
+
+def _makers() -> Mapping[str, type[Observer]]:
+    from slim_quant.observers import minmax, searching
+
+    return {
+        "abs_max": minmax.AbsMaxObserver,
+        "min_max": minmax.MinMaxObserver,
+        "moving_average": minmax.MovingAverageObserver,
+        "average_abs_max": minmax.AverageAbsMaxObserver,
+        "percentile": searching.PercentileObserver,
+        "entropy": searching.EntropyObserver,
+        "mse": searching.MSEObserver,
+        "emd": searching.EMDObserver,
+    }

@@ -1,44 +1,66 @@
-"""Observers on a streaming histogram: percentile, and the range of least squared error."""
+"""A streaming histogram: bounded memory, a range that grows, the same counts in whatever order batches come."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from slim_quant.schemes import Scheme, dequantize, qparams, quantize
+from slim_quant.observers.minmax import extremes
+from slim_quant.observers.reducing import reduce_max, reduce_sum
 
-#: Bins over the symmetric range. One-sided data uses half, and a widened range again half: 2048 stay at the worst.
+#: Bins over the symmetric range. One-sided data uses half, and the reach is up to twice the largest value: 2048 stay at
+#: the worst, eight for each step of eight bits.
 BINS = 8192
+#: A batch with more values is counted at that many of them, evenly spaced: the extremes are exact all the same.
+MOST = 1 << 18
 
 
 class Histogram:
-    """Counts over ``[-reach, reach]``. The reach doubles when needed, which merges whole bins: nothing is resampled."""
+    """Counts over ``[-reach, reach]``, where ``reach`` is the power of two that holds the largest value.
 
-    def __init__(self, bins: int = BINS) -> None:
+    When a larger value comes the reach doubles, which merges whole bins: nothing is resampled, and histograms of
+    different data have bins that fit, so that they can be added.
+
+    Args:
+        bins: a multiple of 4.
+        most: values of a batch that are counted at the most; ``None`` counts all.
+    """
+
+    def __init__(self, bins: int = BINS, most: int | None = MOST) -> None:
         if bins % 4:
             raise ValueError("bins must be a multiple of 4")
         self.counts = torch.zeros(bins, dtype=torch.float64)
         self.reach = 0.0
         self.low = float("inf")
         self.high = float("-inf")
+        #: how many of the counts are exact zeros, which every scheme represents: searches leave them out
+        self.zeros = 0.0
+        self.most = most
+        self._turn = 0
 
     def update(self, values: Tensor) -> None:
         if not values.numel():
             return
-        flat = values.detach().reshape(-1).float().cpu()
-        low, high = (float(extreme) for extreme in flat.aminmax())
-        if not (low > float("-inf") and high < float("inf")):
-            raise ValueError("an activation is not finite")
+        low, high = (float(extreme) for extreme in extremes(values))
         self.low, self.high = min(self.low, low), max(self.high, high)
-        largest = max(-low, high)
-        if self.reach == 0.0:
-            self._first(largest)
-        while largest > self.reach and self.reach > 0:
-            self._widen()
+        self._hold(_power_of_two(max(-low, high)))
+        flat = self._some(values.detach().reshape(-1)).float().cpu()
+        self.zeros += flat.numel() - int(torch.count_nonzero(flat))
         if self.reach == 0.0:  # only zeros so far
             self.counts[len(self.counts) // 2] += flat.numel()
             return
         self.counts += torch.histc(flat, bins=len(self.counts), min=-self.reach, max=self.reach).double()
+
+    def all_reduce(self, group: Any = None) -> None:
+        """Add the counts of all processes."""
+        low, high, reach = reduce_max(torch.tensor([-self.low, self.high, self.reach], dtype=torch.float64), group)
+        self._hold(float(reach))
+        self.low, self.high = -float(low), float(high)
+        total = reduce_sum(torch.cat([self.counts, torch.tensor([self.zeros], dtype=torch.float64)]), group)
+        self.counts, self.zeros = total[:-1], float(total[-1])
 
     @property
     def width(self) -> float:
@@ -48,6 +70,13 @@ class Histogram:
     def centers(self) -> Tensor:
         bins = len(self.counts)
         return (torch.arange(bins, dtype=torch.float64) + 0.5) * self.width - self.reach
+
+    def nonzero(self) -> tuple[Tensor, Tensor]:
+        """Return the middles of the bins in which there are values other than zero, and their counts without zeros."""
+        counts = self.counts.clone()
+        counts[len(counts) // 2] -= self.zeros
+        used = counts > 0
+        return self.centers()[used].clamp(self.low, self.high), counts[used]
 
     def quantile(self, share: float) -> float:
         """Return the value below which ``share`` of the counts lie, interpolated within its bin."""
@@ -59,90 +88,31 @@ class Histogram:
         value = (position + min(max(inside, 0.0), 1.0)) * self.width - self.reach
         return min(max(value, self.low), self.high)
 
-    def _first(self, largest: float) -> None:
-        if largest > 0:
+    def _some(self, flat: Tensor) -> Tensor:
+        """Return evenly spaced values, from another start each time. The step is odd, so that it meets all columns."""
+        if self.most is None or flat.numel() <= self.most:
+            return flat
+        step = -(-flat.numel() // self.most) | 1
+        self._turn = (self._turn + 1) % step
+        return flat[self._turn :: step]
+
+    def _hold(self, reach: float) -> None:
+        if self.reach == 0.0 and reach > 0:
             zeros = float(self.counts.sum())
             self.counts.zero_()
             self.counts[len(self.counts) // 2] = zeros
-            self.reach = largest
-
-    def _widen(self) -> None:
-        half = len(self.counts) // 2
-        merged = self.counts.view(half, 2).sum(1)
-        self.counts = torch.zeros_like(self.counts)
-        self.counts[half // 2 : half // 2 + half] = merged
-        self.reach *= 2
-
-
-class PercentileObserver:
-    """The range that holds ``share`` of the values, the rest cut evenly from the two ends (from one, where all values
-    have one sign).
-
-    Args:
-        share: part of the values to keep inside, 0.9999 for instance.
-    """
-
-    def __init__(self, share: float = 0.9999) -> None:
-        if not 0.5 < share <= 1:
-            raise ValueError(f"share must be in (0.5, 1], not {share}")
-        self.share = share
-        self.histogram = Histogram()
-
-    def update(self, values: Tensor) -> None:
-        self.histogram.update(values)
-
-    def range(self, scheme: Scheme) -> tuple[Tensor, Tensor]:
-        histogram = _seen(self.histogram)
-        both = histogram.low < 0 < histogram.high
-        outside = (1 - self.share) / (2 if both else 1)
-        low = histogram.quantile(outside) if histogram.low < 0 else 0.0
-        high = histogram.quantile(1 - outside) if histogram.high > 0 else 0.0
-        return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
+            self.reach = reach
+        while reach > self.reach:
+            half = len(self.counts) // 2
+            merged = self.counts.view(half, 2).sum(1)
+            self.counts = torch.zeros_like(self.counts)
+            self.counts[half // 2 : half // 2 + half] = merged
+            self.reach *= 2
 
 
-class MSEObserver:
-    """The range whose quantization has the least mean squared error over everything seen.
-
-    Both ends shrink together first, then each by itself around the best.
-    """
-
-    def __init__(self, steps: int = 64) -> None:
-        self.steps = steps
-        self.histogram = Histogram()
-
-    def update(self, values: Tensor) -> None:
-        self.histogram.update(values)
-
-    def range(self, scheme: Scheme) -> tuple[Tensor, Tensor]:
-        histogram = _seen(self.histogram)
-        used = histogram.counts > 0
-        centers, counts = histogram.centers()[used], histogram.counts[used]
-        centers = centers.clamp(histogram.low, histogram.high)
-        shares = torch.linspace(1 / self.steps, 1, self.steps, dtype=torch.float64)
-        low, high = shares * min(histogram.low, 0.0), shares * max(histogram.high, 0.0)
-        low, high = _best(low, high, centers, counts, scheme)
-        if histogram.low < 0 < histogram.high and not scheme.symmetric:
-            factors = torch.linspace(0.5, 1.5, self.steps + 1, dtype=torch.float64)
-            low, high = _best(
-                (factors * low).clamp(min=histogram.low), high.expand(len(factors)), centers, counts, scheme
-            )
-            low, high = _best(
-                low.expand(len(factors)), (factors * high).clamp(max=histogram.high), centers, counts, scheme
-            )
-        return low, high
-
-
-def _best(low: Tensor, high: Tensor, values: Tensor, counts: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Return the candidate ``(low, high)`` of least error. Among equals, the widest (the last of the shares)."""
-    scale, zero_point = qparams(low, high, scheme)
-    scale, zero_point = scale.double(), zero_point.double()
-    rows = values.expand(len(scale), -1)  # (candidates, bins)
-    error = (dequantize(quantize(rows, scale, zero_point, scheme), scale, zero_point) - rows).square() @ counts
-    position = int(len(error) - 1 - torch.argmin(error.flip(0)))
-    return low[position], high[position]
-
-
-def _seen(histogram: Histogram) -> Histogram:
-    if histogram.low > histogram.high:
-        raise ValueError("nothing was observed")
-    return histogram
+def _power_of_two(largest: float) -> float:
+    """Return the smallest power of two that is not below ``largest``; 0 for 0."""
+    if largest == 0:
+        return 0.0
+    mantissa, exponent = math.frexp(largest)
+    return math.ldexp(1.0, exponent - 1 if mantissa == 0.5 else exponent)

@@ -95,6 +95,13 @@ def calibrated(model: nn.Module, x: Tensor, weight: Scheme = FOUR, **options: An
     return calibrate(prepared, CalibrationData([x], len(x)), observer="min_max", samples=len(x))
 
 
+def as_read(found: Calibrated, x: Tensor) -> Tensor:
+    """Return the model's input as its first layer reads it in the quantized network."""
+    name = found.prepared.placement.activations[0].scale
+    scheme = found.prepared.activations[name]
+    return torch.fake_quantize_per_tensor_affine(x, *found.activations[name], scheme.qmin, scheme.qmax)
+
+
 def correct(name: str, found: Calibrated, seed: int = 0, **options: Any) -> CorrectionContext:
     """Run one correction on a calibrated model."""
     context = CorrectionContext(seed=seed)

@@ -26,11 +26,16 @@ def test_shipped_recipes_are_valid(registry, name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_recipes_prune_quantize_export_and_measure(registry, name):
     data = find_source(name, registry).data
-    first, *rest = data["steps"]
-    assert first["kind"].startswith("prune.")
-    assert first["budget"]["macs"] <= 0.5
+    *pruning, quantization = data["steps"]
+    assert [step["kind"].split(".")[0] for step in pruning] == (
+        [] if name == "mobilenet_v2-fashion-mnist-qat" else ["prune"]
+    )
+    assert all(step["budget"]["macs"] <= 0.5 for step in pruning)
+    expected = {"qat": "quant.qat", "mixed": "quant.mixed"}.get(name.rpartition("-")[2], "quant.ptq")
+    assert quantization["kind"] == expected
+    assert quantization["target"] == "onnxruntime"
     # hard-swish and squeeze-and-excitation are slower as integers on this runtime
-    assert [step["kind"] for step in rest] == ([] if "mobilenet_v3" in name else ["quant.ptq"])
+    assert quantization.get("never_slower", False) == ("mobilenet_v3" in name)
     assert data["export"] == {"format": "onnx"}
     assert data["measure"] == {"backends": ["onnxruntime"], "batch": [1, 32]}
 

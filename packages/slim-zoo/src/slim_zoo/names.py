@@ -29,11 +29,14 @@ MODELS = (
 #: Recipes, as files in ``recipes/``.
 RECIPES: tuple[str, ...] = (
     "mobilenet_v1-digits",
+    "mobilenet_v1-digits-qat",
     "mobilenet_v1-fashion-mnist",
     "mobilenet_v2-fashion-mnist",
+    "mobilenet_v2-fashion-mnist-qat",
     "mobilenet_v3_small-fashion-mnist",
     "resnet18-fashion-mnist",
     "resnet20-fashion-mnist",
+    "resnet20-fashion-mnist-mixed",
     "resnet50-fashion-mnist",
     "resnet56-fashion-mnist",
     "vgg16_bn-fashion-mnist",

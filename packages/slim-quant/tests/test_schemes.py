@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from slim_core.errors import SlimError
-from slim_quant.schemes import Scheme, dequantize, on_grid, qparams, quantize, sqnr_db
+from slim_quant.observers import weight_range
+from slim_quant.schemes import Scheme, dequantize, on_grid, qparams, quantize, scale_shape, sqnr_db, through
 
 SCHEMES = st.builds(Scheme, st.integers(2, 8), st.booleans(), st.just("per_tensor"))
 VALUES = arrays(np.float32, st.integers(1, 50), elements=st.floats(-1000, 1000, width=32))
@@ -117,3 +118,62 @@ def test_integers_saturate_and_halves_round_to_even() -> None:
 def test_sqnr_by_hand() -> None:
     assert sqnr_db(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])) == pytest.approx(10 * np.log10(25 / 0.25))
     assert sqnr_db(torch.ones(2), torch.ones(2)) == float("inf")
+
+
+@given(st.floats(-40, 0), st.floats(0, 40), st.booleans(), st.sampled_from([4, 8]))
+def test_a_scale_through_an_end_has_it_as_a_whole_number_of_steps(
+    low: float, high: float, symmetric: bool, bits: int
+) -> None:
+    scheme = Scheme(bits, symmetric)
+    scale, zero_point = through(3.0, torch.tensor(low), torch.tensor(high), scheme)
+    wide = min(low, -3.0)
+    plain = float(qparams(torch.tensor(wide), torch.tensor(high), scheme)[0])
+    steps = 3.0 / float(scale)
+    if plain <= 3.0:
+        assert steps == pytest.approx(round(steps), rel=1e-6)
+        assert plain * (1 - 1e-6) <= float(scale) <= plain * (1 + 1 / round(steps)) * (1 + 1e-6)
+        assert int(zero_point) - round(steps) >= (-(1 << (bits - 1)) if symmetric else 0)  # -3 is an integer too
+        assert (scheme.qmax - int(zero_point)) * float(scale) >= high - 1.01 * float(scale)
+    again = through(3.0, *((end - zero_point) * scale for end in (scheme.qmin, scheme.qmax)), scheme)
+    assert float(again[0]) == pytest.approx(float(scale), rel=1e-6)
+    assert int(again[1]) == int(zero_point)
+
+
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=st.floats(-100, 100, width=32)),
+    st.integers(1, 10),
+    st.integers(2, 8),
+    st.booleans(),
+)
+def test_each_group_is_quantized_by_itself(values: np.ndarray, size: int, bits: int, symmetric: bool) -> None:
+    """Against a loop over rows and groups; the last group may be shorter."""
+    scheme = Scheme(bits, symmetric, "per_group", size)
+    low, high = weight_range(torch.tensor(values), scheme, 1)
+    scale, zero_point = qparams(low, high, scheme)
+    assert tuple(scale.shape) == scale_shape(values.shape, scheme, 1)
+    found = on_grid(torch.tensor(values), scale, zero_point, scheme, 1)
+    alone = Scheme(bits, symmetric, "per_tensor")
+    for row in range(len(values)):
+        for group in range(0, values.shape[1], size):
+            part = torch.tensor(values[row, group : group + size])
+            ends = qparams(*weight_range(part, alone, 0), alone)
+            assert torch.equal(found[row, group : group + size], on_grid(part, *ends, alone))
+            assert bool(((found[row, group : group + size] - part).abs() <= ends[0] * 0.5001).all())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((4, True, "per_group"), "needs a group size"),
+        ((4, True, "per_group", 0), "needs a group size"),
+        ((4, True, "per_channel", 8), "has no group size"),
+    ],
+)
+def test_a_group_size_stands_with_groups_only(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(SlimError, match=message):
+        Scheme(*arguments)
+
+
+@given(SCHEMES)
+def test_schemes_are_json_and_back(scheme: Scheme) -> None:
+    assert Scheme.from_json(scheme.to_json()) == scheme

@@ -212,7 +212,7 @@ class _Placer:
         for node in reversed(self.nodes):  # a wanted result wants its source
             if node in self.wanted and op_name(node) in PASSING:
                 source = _source(node)
-                if source is not None:
+                if source is not None and source not in self.exact:
                     self.wanted.add(source)
                     self._join(source, node)
 

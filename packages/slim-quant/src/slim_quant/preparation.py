@@ -219,6 +219,7 @@ def finish(calibrated: Calibrated, *, before: Outputs | None = None) -> QuantRes
     """
     prepared = calibrated.prepared
     graph, placement = prepared.graph, prepared.placement
+    activations = _with_ends(prepared, calibrated.activations)
     reference = copy.deepcopy(graph)
     with torch.no_grad():
         for name, parameter in reference.named_parameters():
@@ -227,8 +228,8 @@ def finish(calibrated: Calibrated, *, before: Outputs | None = None) -> QuantRes
             else:  # a bias that a correction added
                 parameter.zero_()
     if prepared.target.integer_bias:
-        round_biases(graph, placement, calibrated.activations, calibrated.weights)
-    insert(graph, placement, calibrated.activations, calibrated.weights, prepared.activations, prepared.weights)
+        round_biases(graph, placement, activations, calibrated.weights)
+    insert(graph, placement, activations, calibrated.weights, prepared.activations, prepared.weights)
     record = describe(
         graph, placement, prepared.activations, prepared.weights,
         target=prepared.target.name, activation=prepared.activation, edits=prepared.edits,
@@ -249,13 +250,29 @@ def activation_qparams(
         prepared: the model.
         ranges: lowest and highest value by name of the scale's node.
     """
-    nodes = prepared.nodes
-    hard = {getattr(node.args[0], "name", "") for node in nodes.values() if op_name(node) in prepared.target.hard}
-    ended = {item.scale for item in prepared.placement.activations if item.node in hard}
+    ended = _ended(prepared)
     found = {}
     for name, (low, high) in ranges.items():
         scheme = prepared.activations[name]
         found[name] = through(HARD_END, low, high, scheme) if name in ended else qparams(low, high, scheme)
+    return found
+
+
+def _ended(prepared: Prepared) -> set[str]:
+    """Return the scales of what the target's hard activations read: :data:`HARD_END` must be a multiple of them."""
+    hard = {
+        getattr(node.args[0], "name", "") for node in prepared.nodes.values() if op_name(node) in prepared.target.hard
+    }
+    return {item.scale for item in prepared.placement.activations if item.node in hard}
+
+
+def _with_ends(prepared: Prepared, activations: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return scales as hard activations need them; those that were learned may lie elsewhere."""
+    found = dict(activations)
+    for name in _ended(prepared):
+        (scale, zero_point), scheme = activations[name], prepared.activations[name]
+        low, high = ((end - zero_point).double() * scale.double() for end in (scheme.qmin, scheme.qmax))
+        found[name] = through(HARD_END, low, high, scheme)
     return found
 
 

@@ -110,7 +110,7 @@ def through(end: float, low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tens
     """
     low, high = torch.clamp(low.double(), max=-end), torch.clamp(high.double(), min=0.0)
     fine = (torch.maximum(-low, high) / scheme.qmax) if scheme.symmetric else (high - low) / (scheme.qmax - scheme.qmin)
-    steps = torch.floor(end / fine * (1 + 1e-9))
+    steps = torch.floor(end / fine * (1 + 1e-6))  # a float32 scale may lie a little beside end / n
     if float(steps) < 1:
         return qparams(low, high, scheme)
     scale = end / steps

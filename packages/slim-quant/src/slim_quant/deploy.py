@@ -24,6 +24,7 @@ from slim_core.workload import Inputs, call, tensors_of
 from slim_quant.calibration import batch_size
 from slim_quant.result import QuantResult
 from slim_quant.runtimes import open_file
+from slim_quant.weight_only.result import PackedResult
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -86,7 +87,7 @@ class Exported:
 
 
 def export(
-    result: QuantResult | nn.Module,
+    result: QuantResult | PackedResult | nn.Module,
     path: str | os.PathLike[str],
     target: str | None = None,
     *,
@@ -111,7 +112,7 @@ def export(
         MissingExtraError: onnx, onnxscript or the runtime is not installed.
         ExportError: the model cannot be written, or its inputs are not known.
     """
-    model = result.model if isinstance(result, QuantResult) else result
+    model = result if isinstance(result, nn.Module) else result.model
     made_for = str(result.transform.data.get("target", "")) if isinstance(result, QuantResult) else ""
     chosen = target or made_for or "onnxruntime"
     runtime = chosen if chosen in ("onnxruntime", "openvino") else "generic"

@@ -222,6 +222,7 @@ class OpenVino(Runner):
                 options["INFERENCE_NUM_THREADS"] = self._threads
             if self._precision != "default":
                 options["INFERENCE_PRECISION_HINT"] = self._precision
+                options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # nor round what packed weights are multiplied with
             if profiled:
                 options["PERF_COUNT"] = True
             model = self._model.clone()

@@ -15,6 +15,7 @@ from slim_core.training.rng import kept_generators, seed_epoch
 from slim_core.workload import Workload
 from slim_quant.calibration import CalibrationData
 from slim_quant.config import QuantConfig
+from slim_quant.figures import sqnr_plots
 from slim_quant.observers import WEIGHT_OBSERVERS, check_observer
 from slim_quant.preparation import prepare
 from slim_quant.ptq.corrections.base import make_corrections
@@ -124,9 +125,9 @@ def _step(
         "target": target,
         "notes": list(report.notes),
     }
-    return StepResult(
-        workload.with_model(result.model, result.transform), told | dict(details or {}), (*report.notes, *notes)
-    )
+    more = dict(details or {})
+    told["plots"] = [*sqnr_plots(report.layers), *more.pop("plots", ())]
+    return StepResult(workload.with_model(result.model, result.transform), told | more, (*report.notes, *notes))
 
 
 def _need_data(workload: Workload) -> None:

@@ -236,17 +236,9 @@ def drawn(app: App, path: Path, plots: Sequence[Mapping[str, Any]], title: str, 
 
 def draw_rows(app: App, rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draw the figures in dB of a report's layers as bars."""
-    titles = {"sqnr_db": "SQNR of each layer's output", "weight_sqnr_db": "SQNR of each weight"}
-    plots = [
-        {
-            "kind": "bars",
-            "title": name,
-            "unit": "dB",
-            "rows": [{"name": row["name"], "value": row.get(key), "note": f"{row['bits']} bits"} for row in rows],
-        }
-        for key, name in titles.items()
-    ]
-    drawn(app, path, plots, title)
+    from slim_quant.figures import sqnr_plots
+
+    drawn(app, path, sqnr_plots(rows), title)
 
 
 def tensor_bytes(workload: Workload) -> int:

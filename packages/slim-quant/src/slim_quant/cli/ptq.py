@@ -64,7 +64,7 @@ def ptq_command(
     if never_slower:
         need_exporter()
         need_runtime(asked.target)
-    chosen = [named(item, "--correction", "adaround:steps=1000") for item in corrections]
+    chosen = [named(item, "--correction", "adaround:iterations=2000") for item in corrections]
     arguments = asked.arguments()
     workload = request.workload(app.registry, needs_data="slim quant ptq")
     warn_if_random(app, request, workload)

@@ -16,6 +16,7 @@ from slim_core.training.rng import kept_generators
 from slim_core.workload import Workload
 from slim_quant.calibration import CalibrationData
 from slim_quant.config import QuantConfig
+from slim_quant.figures import sqnr_plots
 from slim_quant.observers import check_observer
 from slim_quant.qat.activations import DECAY
 from slim_quant.qat.schedule import PENALTY
@@ -142,6 +143,7 @@ class QATTechnique:
         details = {
             "history": [dict(row) for row in fitted.history],
             "layers": [dict(row) for row in report.layers],
+            "plots": sqnr_plots(report.layers),
             "sqnr_db": report.sqnr_db,
             "target": config.target,
             "quantizer": config.quantizer,

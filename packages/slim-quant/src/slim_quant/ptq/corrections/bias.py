@@ -81,7 +81,7 @@ def shift_bias(prepared: Prepared, node: fx.Node, change: Tensor) -> None:
     """Add ``change`` to a layer's bias."""
     bias = get_tensor(prepared.graph, str(owner_of(argument(node, FOLDABLE[op_name(node)][0]))))
     with torch.no_grad():
-        bias.add_(change.to(bias.dtype))
+        bias.add_(change.to(bias))
 
 
 def channel_axis(node: fx.Node) -> int:

@@ -71,7 +71,7 @@ def equalizing_scales(
         written, read = (torch.zeros(streams.count, dtype=torch.float64) for _ in range(2))
         for use, where in zip(uses, labels, strict=True):
             side = written if use.kind == "write" else read
-            side.scatter_reduce_(0, where, use.ranges(weights[use.name]).double(), "amax")
+            side.scatter_reduce_(0, where, use.ranges(weights[use.name]), "amax")
         usable = free & (written > 0) & (read > 0)
         ones = torch.ones_like(written)
         step = _STEP * 0.5 * (torch.where(usable, written, ones).log() - torch.where(usable, read, ones).log())

@@ -51,7 +51,7 @@ class SmoothQuant:
         seen = self._activations(prepared, readers, streams.count, data.subset(self.samples), context)
         weights = torch.zeros(streams.count, dtype=torch.float64)
         for use in readers:
-            ranges = use.ranges(get_tensor(prepared.graph, use.name)).double()
+            ranges = use.ranges(get_tensor(prepared.graph, use.name))
             weights.scatter_reduce_(0, torch.from_numpy(use.labels), ranges, "amax")
         usable = _smoothable(prepared, streams) & (seen > 0) & (weights > 0)
         ones = torch.ones_like(seen)

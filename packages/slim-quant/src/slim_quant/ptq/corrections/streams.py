@@ -81,13 +81,13 @@ class Use:
     weight: bool = True
 
     def ranges(self, tensor: Tensor) -> Tensor:
-        """Return the largest absolute value of each channel."""
+        """Return the largest absolute value of each channel, float64, on the CPU as the labels are."""
         view = tensor.detach().abs().reshape(self.shape)
-        return view.amax((3 - self.axis, 3)).reshape(-1)
+        return view.amax((3 - self.axis, 3)).reshape(-1).double().cpu()
 
     def scale(self, tensor: Tensor, factors: Tensor) -> None:
         """Multiply the parameter in place by a factor for each channel."""
-        wide = factors.reshape(self.shape[0], -1).unsqueeze(3 - self.axis).unsqueeze(3)
+        wide = factors.to(tensor.device).reshape(self.shape[0], -1).unsqueeze(3 - self.axis).unsqueeze(3)
         with torch.no_grad():
             tensor.copy_((tensor.double().reshape(self.shape) * wide.double()).reshape(tensor.shape))
 
@@ -402,7 +402,7 @@ def _scale_statistics(model: ExportedModel, streams: Streams, scales: Tensor) ->
     for use in streams.uses:
         kept = nodes[use.layer].meta.get("statistics")
         if use.kind == "write" and use.weight and kept is not None and op_name(nodes[use.layer]) in FOLDABLE:
-            factors = scales[torch.from_numpy(use.labels)].to(kept[0].dtype)
+            factors = scales[torch.from_numpy(use.labels)].to(kept[0])
             nodes[use.layer].meta["statistics"] = (kept[0] / factors, kept[1] / factors)
 
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from slim_quant.named import Named
 from slim_quant.observers import Observer, make_observer
-from slim_quant.qat.functions import LEAST_SCALE, FakeQuantize, LearnedFakeQuantize, Relative
+from slim_quant.qat.functions import LEAST_SCALE, Clip, FakeQuantize, LearnedFakeQuantize, Relative
 from slim_quant.schemes import Scheme, qparams
 
 #: of the moving averages of a batch's extremes: the share of the old value that stays (PaddleSlim's default)
 DECAY = 0.9
+INF = float("inf")
 
 
 class ActivationQuantizer(nn.Module):
@@ -33,33 +34,37 @@ class ActivationQuantizer(nn.Module):
         self.collector: Observer | None = None
         self.current: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, values: Tensor, observe: bool = True) -> Tensor:
+    def forward(self, values: Tensor, observe: bool = True, low: float | None = None, high: float = INF) -> Tensor:
         """Return the representable values.
 
         Args:
             values: any shape; what is not float32 (under autocast) becomes float32.
             observe: does this place show what the scale is for? One that only repeats values does not.
+            low: the lower end of a ReLU before the quantizer, which it does in the same pass; ``None``: there is none.
+            high: its upper end.
         """
         values = values.float()
+        clip = None if low is None else (low, high)
         if self.collector is not None:
+            values = _clipped(values, clip)
             if observe:
                 self.collector.update(values)
             return values
         if observe and self.training and self.observing:
-            self.see(values.detach())
-        return self.quantized(values) if self.quantizing else self.idle(values)
+            self.see(values.detach(), clip)
+        return self.quantized(values, clip) if self.quantizing else self.idle(_clipped(values, clip))
 
-    def see(self, values: Tensor) -> None:
-        """Take in a batch while training."""
+    def see(self, values: Tensor, clip: Clip) -> None:
+        """Take in a batch while training, as ``clip`` makes it."""
 
     def idle(self, values: Tensor) -> Tensor:
         """Return the values as they are, before quantization begins."""
         return values
 
-    def quantized(self, values: Tensor) -> Tensor:
-        """Return the representable values; keeps gradients."""
+    def quantized(self, values: Tensor, clip: Clip) -> Tensor:
+        """Return the representable values, as ``clip`` makes them; keeps gradients."""
         scale, zero_point = self.current or self.scale_and_zero_point()
-        result: Tensor = FakeQuantize.apply(values, scale, zero_point, self.scheme.qmin, self.scheme.qmax)  # type: ignore[no-untyped-call]
+        result: Tensor = FakeQuantize.apply(values, scale, zero_point, self.scheme.qmin, self.scheme.qmax, clip)  # type: ignore[no-untyped-call]
         return result
 
     def scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
@@ -107,9 +112,10 @@ class MovingAverageQuantizer(ActivationQuantizer):
         self.register_buffer("high", torch.zeros((), device=device))
         self.seen: list[tuple[Tensor, Tensor]] = []
 
-    def see(self, values: Tensor) -> None:
+    def see(self, values: Tensor, clip: Clip) -> None:
         if values.numel():
-            self.seen.append(values.aminmax())
+            low, high = values.aminmax()
+            self.seen.append((_clipped(low, clip), _clipped(high, clip)))
 
     def scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
         scale, zero_point = qparams(self.low, self.high, self.scheme)
@@ -141,10 +147,10 @@ class LearnedQuantizer(ActivationQuantizer):
         self.register_buffer("start", torch.ones((), device=device))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32, device=device))
 
-    def quantized(self, values: Tensor) -> Tensor:
+    def quantized(self, values: Tensor, clip: Clip) -> Tensor:
         scale, zero_point, offset = self.learned()
         result: Tensor = LearnedFakeQuantize.apply(  # type: ignore[no-untyped-call]
-            values, scale, offset, zero_point, self.scheme.qmin, self.scheme.qmax, self.factor(values), True
+            values, scale, offset, zero_point, self.scheme.qmin, self.scheme.qmax, self.factor(values), True, clip
         )
         return result
 
@@ -211,10 +217,10 @@ class ClippingQuantizer(LearnedQuantizer):
     (:func:`slim_quant.qat.clipping_penalty`).
     """
 
-    def quantized(self, values: Tensor) -> Tensor:
+    def quantized(self, values: Tensor, clip: Clip) -> Tensor:
         scale, zero_point, _ = self.learned()
         result: Tensor = LearnedFakeQuantize.apply(  # type: ignore[no-untyped-call]
-            values, scale, None, zero_point, self.scheme.qmin, self.scheme.qmax, 1.0, False
+            values, scale, None, zero_point, self.scheme.qmin, self.scheme.qmax, 1.0, False, clip
         )
         return result
 
@@ -243,15 +249,20 @@ class BatchQuantizer(ActivationQuantizer):
     def __init__(self, scheme: Scheme, device: torch.device) -> None:
         super().__init__(scheme)
 
-    def quantized(self, values: Tensor) -> Tensor:
+    def quantized(self, values: Tensor, clip: Clip) -> Tensor:
+        values = _clipped(values, clip)
         low, high = values.detach().aminmax() if values.numel() else (values.new_zeros(()),) * 2
         scale, zero_point = qparams(low, high, self.scheme)
         qmin, qmax = self.scheme.qmin, self.scheme.qmax
-        result: Tensor = FakeQuantize.apply(values, scale, zero_point.float(), qmin, qmax)  # type: ignore[no-untyped-call]
+        result: Tensor = FakeQuantize.apply(values, scale, zero_point.float(), qmin, qmax, None)  # type: ignore[no-untyped-call]
         return result
 
     def collect(self, observer: Named | None) -> None:
         pass
+
+
+def _clipped(values: Tensor, clip: Clip) -> Tensor:
+    return values if clip is None else values.clamp(*clip)
 
 
 def gradient_factor(values: int, scheme: Scheme) -> float:

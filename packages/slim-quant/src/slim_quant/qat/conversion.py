@@ -20,7 +20,7 @@ from slim_quant.named import Named
 from slim_quant.preparation import Calibrated, Prepared, calibrate, finish
 from slim_quant.qat.activations import ActivationQuantizer
 from slim_quant.qat.phases import META, detach, phase_of, prepared_model
-from slim_quant.qat.preparation import ACTIVATION_QUANTIZERS, BIAS_QUANTIZERS
+from slim_quant.qat.preparation import ACTIVATION_QUANTIZERS, BIAS_QUANTIZERS, CLIPPED
 from slim_quant.qat.spec import QATSpec
 from slim_quant.qat.weights import BiasQuantizer, LiveNorm, WeightQuantizer
 from slim_quant.result import QuantResult
@@ -133,7 +133,10 @@ def plain(graph: ExportedModel, spec: QATSpec) -> None:
     """Take the quantizers of a prepared graph out again, in place, and fold its batch norms."""
     for node in list(graph.graph.nodes):
         made = graph.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(made, ActivationQuantizer | BiasQuantizer):
+        if CLIPPED in node.meta:
+            target, rest = node.meta.pop(CLIPPED)
+            node.op, node.target, node.args = "call_function", target, (node.args[0], *rest)
+        elif isinstance(made, ActivationQuantizer | BiasQuantizer):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
         elif isinstance(made, LiveNorm):

@@ -14,6 +14,9 @@ from torch.autograd import Function
 
 from slim_quant.schemes import Scheme, on_grid, spread
 
+#: Ends of a ReLU that is done together with the rounding after it; ``None``: there is none.
+Clip = tuple[float, float] | None
+
 #: The least scale that training can reach: a learned one that falls below counts as this.
 LEAST_SCALE = 1e-8
 
@@ -25,7 +28,9 @@ class FakeQuantize(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    def forward(
+        ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, clip: Clip
+    ) -> Tensor:
         """Return the representable values.
 
         Args:
@@ -35,16 +40,17 @@ class FakeQuantize(Function):
             zero_point: 0-dimensional, a whole number in floating point.
             qmin: the least integer.
             qmax: the largest one.
+            clip: the ends of a ReLU before it, which is done in the same pass; ``None``: there is none.
         """
         ctx.save_for_backward(values, scale, zero_point)
-        ctx.ends = qmin - 0.5, qmax + 0.5
-        return rounded(values, scale, zero_point, qmin, qmax)
+        ctx.ends, ctx.clip = (qmin - 0.5, qmax + 0.5), clip
+        return rounded(values, scale, zero_point, qmin, qmax, clip)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         values, scale, zero_point = ctx.saved_tensors
         low, high = ((end - zero_point) * scale for end in ctx.ends)
-        return inside(grads[0], values, low, high), None, None, None, None
+        return inside(grads[0], values, low, high, ctx.clip), None, None, None, None, None
 
 
 class LearnedFakeQuantize(Function):
@@ -65,7 +71,7 @@ class LearnedFakeQuantize(Function):
     @staticmethod
     def forward(
         ctx: Any, values: Tensor, scale: Tensor, offset: Tensor | None, zero_point: Tensor, qmin: int, qmax: int,
-        factor: float, residual: bool,
+        factor: float, residual: bool, clip: Clip,
     ) -> Tensor:  # fmt: skip
         """Return the representable values.
 
@@ -79,27 +85,32 @@ class LearnedFakeQuantize(Function):
             qmax: the largest one.
             factor: what the gradients of scale and offset are multiplied by.
             residual: has the rounding error of the values inside a gradient?
+            clip: see :class:`FakeQuantize`.
         """
-        result = rounded(values, scale, zero_point, qmin, qmax)
+        result = rounded(values, scale, zero_point, qmin, qmax, clip)
         ctx.save_for_backward(values, scale, zero_point, result)
         ctx.ends, ctx.factor, ctx.residual, ctx.with_offset = (qmin, qmax), factor, residual, offset is not None
+        ctx.clip = clip
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         values, scale, zero_point, result = ctx.saved_tensors
         low, high = ((end - zero_point) * scale for end in ctx.ends)
-        passed = inside(grads[0], values, low, high)
+        clipped = values if ctx.clip is None else values.clamp(*ctx.clip)
+        passed = inside(grads[0], clipped, low, high)
         stopped = grads[0] - passed
-        terms = stopped * result
+        to_offset = stopped.sum() if ctx.with_offset else None
+        terms = stopped.mul_(result)
         if ctx.residual:
-            terms.addcmul_(passed, result - values)
-        to_scale, to_offset = terms.sum() / scale, None
-        if ctx.with_offset:
-            outside = stopped.sum()
-            to_scale = to_scale + zero_point * outside
-            to_offset = outside * ctx.factor
-        return passed, to_scale * ctx.factor, to_offset, None, None, None, None, None
+            terms.addcmul_(passed, result - clipped)
+        to_scale = terms.sum() / scale
+        if to_offset is not None:
+            to_scale = to_scale + zero_point * to_offset
+            to_offset = to_offset * ctx.factor
+        if ctx.clip is not None:
+            passed = inside(passed, values, *(values.new_tensor(end) for end in ctx.clip))
+        return passed, to_scale * ctx.factor, to_offset, None, None, None, None, None, None
 
 
 class Relative(Function):
@@ -161,17 +172,25 @@ class WeightOnGrid(Function):
         return passed, _gathered(terms, scale, axis, scheme) * ctx.factor, None, None, None, None
 
 
-def rounded(values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
-    """Return what ``torch.fake_quantize_per_tensor_affine`` returns, to the bit."""
-    result = values * scale.reciprocal()
+def rounded(values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, clip: Clip = None) -> Tensor:
+    """Return what ``torch.fake_quantize_per_tensor_affine`` returns, of the clipped values, to the bit."""
+    if clip is None:
+        result = values * scale.reciprocal()
+    else:
+        result = values.clamp(*clip).mul_(scale.reciprocal())
     result.round_().add_(zero_point).clamp_(qmin, qmax).sub_(zero_point).mul_(scale)
     return result
 
 
-def inside(grad: Tensor, values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return ``grad`` where ``low < values < high``, else 0."""
+def inside(grad: Tensor, values: Tensor, low: Tensor, high: Tensor, clip: Clip = None) -> Tensor:
+    """Return ``grad`` where ``low < values < high``, and within ``clip``, else 0."""
     if values.is_cpu:  # one pass; elsewhere reading the ends would wait for the device
-        return cast(Tensor, torch.ops.aten.hardtanh_backward(grad, values, float(low), float(high)))
+        ends = float(low), float(high)
+        if clip is not None:
+            ends = max(ends[0], clip[0]), min(ends[1], clip[1])
+        return cast(Tensor, torch.ops.aten.hardtanh_backward(grad, values, *ends))
+    if clip is not None:
+        low, high = low.clamp(min=clip[0]), high.clamp(max=clip[1])
     return grad * ((values > low) & (values < high))
 
 

@@ -25,7 +25,7 @@ from slim_quant.observers import check_observer
 from slim_quant.overrides import Override
 from slim_quant.placement import ActivationPlace, Placement, WeightPlace
 from slim_quant.preparation import Prepared, prepare
-from slim_quant.qat.activations import DECAY, ActivationQuantizer, make_quantizer
+from slim_quant.qat.activations import DECAY, INF, ActivationQuantizer, make_quantizer
 from slim_quant.qat.phases import META, attach, initialize
 from slim_quant.qat.spec import BatchNorm, QATSpec, Quantizer, Strategy, check_word
 from slim_quant.qat.weights import BiasQuantizer, LayerCall, LiveNorm, Norm, WeightQuantizer
@@ -36,6 +36,8 @@ from slim_quant.targets import PASSING, TRANSPOSED, Target
 ACTIVATION_QUANTIZERS = "activation_quantizer"
 #: where those of biases are
 BIAS_QUANTIZERS = "bias_quantizer"
+#: under which name a node keeps the ReLU that its quantizer does, in ``node.meta``
+CLIPPED = "slim_qat_clipped"
 
 
 def prepare_qat(
@@ -219,6 +221,12 @@ def _showing(nodes: dict[str, fx.Node], places: Iterable[ActivationPlace], targe
 
 
 def _insert_activation(graph: ExportedModel, node: fx.Node, item: ActivationPlace, observe: bool) -> None:
+    clip = _clip(node)
+    if clip is not None:  # the quantizer does the ReLU too, under its name
+        node.meta[CLIPPED] = (node.target, node.args[1:])
+        node.op, node.target = "call_module", f"{ACTIVATION_QUANTIZERS}.{item.scale}"
+        node.args = (node.args[0], observe, *clip)
+        return
     users = list(node.users)
     after = node
     while node.op == "placeholder" and after.next.op == "placeholder":  # inputs stay together
@@ -228,6 +236,21 @@ def _insert_activation(graph: ExportedModel, node: fx.Node, item: ActivationPlac
     fake.meta["val"] = node.meta.get("val")
     for user in users:
         user.replace_input_with(node, fake)
+
+
+def _clip(node: fx.Node) -> tuple[float, float] | None:
+    """Return the ends of a ReLU, whatever it is called; ``None`` for everything else."""
+    name, ends = op_name(node), node.args[1:]
+    if node.kwargs or not all(isinstance(end, int | float) for end in ends):
+        return None
+    if name == "aten.relu.default":
+        return 0.0, INF
+    if name == "aten.relu6.default":
+        return 0.0, 6.0
+    if name == "aten.hardtanh.default":
+        low, high = (*ends, *(-1.0, 1.0)[len(ends) :])
+        return float(low), float(high)  # type: ignore[arg-type]
+    return None
 
 
 def _insert_weight(

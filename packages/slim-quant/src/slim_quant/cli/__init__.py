@@ -11,6 +11,8 @@ quant = SlimGroup(
     no_args_is_help=True,
 )
 quant.add_lazy("ptq", Lazy("slim_quant.cli.ptq", "ptq_command"), "Quantize a trained model with a few samples.")
+quant.add_lazy("qat", Lazy("slim_quant.cli.qat", "qat_command"), "Train with the rounding in the forward pass.")
+quant.add_lazy("diff", Lazy("slim_quant.cli.diff", "diff_command"), "Compare float and quantized, layer by layer.")
 quant.add_lazy(
     "export", Lazy("slim_quant.cli.export", "export_command"), "Write the int8 file, and check what it gives."
 )

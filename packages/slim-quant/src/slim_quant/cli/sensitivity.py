@@ -172,15 +172,14 @@ def _table(found: Sensitivity) -> RenderableType:
         table = Table(title=f"{bits}, one unit {alone} at a time", box=box.SIMPLE_HEAD, title_justify="left")
         table.add_column("unit", overflow="fold")
         table.add_column("operator")
-        for name in ("parameters", "MACs", "SQNR", found.metric or "", "drop"):
-            if name or found.metric:
-                table.add_column(name, justify="right")
+        for name in ("parameters", "MACs", "SQNR", *((found.metric, "drop") if found.metric else ())):
+            table.add_column(name, justify="right")
         for point in found.ranked(bits, mode):
             unit, drop = facts[point.unit], found.drop(point)
             row = [f"{unit.params:,}", f"{unit.macs:,}", _decibels(point.sqnr_db)]
             if found.metric:
                 row.append("-" if point.metric is None else f"{point.metric:.4f}")
-            row.append("-" if drop is None else f"{drop:+.4f}")
+                row.append("-" if drop is None else f"{drop:+.4f}")
             table.add_row(Text(point.unit), unit.op, *row)
         blocks.append(table)
     return Group(*blocks, Text("\n".join(_lines(found))))

@@ -162,3 +162,74 @@ def test_a_node_or_weight_that_stands_twice_is_refused(transform: Transform) -> 
         rows = transform.data["placement"][key]
         with pytest.raises(CheckpointError, match="stands twice"):
             replay(transform, changed(transform.data, ("placement", key), [*rows, rows[0]]))
+
+
+def replay_new(transform: Transform, **fields: Any) -> nn.Module:
+    return replay(transform, {**transform.data, **fields})
+
+
+def test_records_of_the_first_schema_still_load_and_may_not_say_more(transform: Transform) -> None:
+    old = replace(transform, schema=1)
+    assert replay(old, transform.data).code == replay(transform, transform.data).code
+    for fields in ({"edits": []}, {"activations": {}}):
+        with pytest.raises(CheckpointError, match="unknown key"):
+            replay(old, {**transform.data, **fields})
+    schemes = copy.deepcopy(transform.data["schemes"])
+    schemes["head.weight"] |= {"granularity": "per_group", "group_size": 8}
+    with pytest.raises(CheckpointError, match="unknown key 'group_size'"):
+        replay(old, {**transform.data, "schemes": schemes})
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        None,
+        {},
+        ["bias"],
+        [{}],
+        [{"kind": "bias"}],
+        [{"kind": "other", "layer": "conv2d"}],
+        [{"kind": ["bias"], "layer": "conv2d"}],
+        [{"kind": "bias", "layer": "conv2d", "more": 1}],
+        [{"kind": "bias", "layer": "a b"}],
+        [{"kind": "bias", "layer": "relu"}],  # no layer
+        [{"kind": "bias", "layer": "linear"}],  # it has one
+        [{"kind": "bias", "layer": "missing"}],
+        [{"kind": "bias", "layer": "conv2d"}] * 2,
+    ],
+)
+def test_edits_that_are_malformed_or_do_not_fit_are_refused(transform: Transform, edits: Any) -> None:
+    with pytest.raises(CheckpointError):
+        replay_new(transform, edits=edits)
+
+
+@pytest.mark.parametrize(
+    "activations",
+    [
+        None,
+        [],
+        {"missing": {"bits": 6, "symmetric": False, "granularity": "per_tensor"}},
+        {"x": {"bits": 6, "symmetric": False, "granularity": "per_channel"}},
+        {"x": {"bits": 6}},
+        {"x": None},
+        {"x": {"bits": 6, "symmetric": False, "granularity": "per_tensor", "group_size": 3}},
+    ],
+)
+def test_schemes_of_single_activations_are_read_strictly(transform: Transform, activations: Any) -> None:
+    with pytest.raises(CheckpointError):
+        replay_new(transform, activations=activations)
+
+
+@pytest.mark.parametrize("size", [None, 0, -1, 2**40, 1.5, True, "8"])
+def test_group_sizes_are_read_strictly(transform: Transform, size: Any) -> None:
+    schemes = copy.deepcopy(transform.data["schemes"])
+    schemes["head.weight"] |= {"granularity": "per_group", "group_size": size}
+    with pytest.raises(CheckpointError):
+        replay_new(transform, schemes=schemes)
+
+
+def test_groups_of_what_is_no_matrix_are_refused(transform: Transform) -> None:
+    schemes = copy.deepcopy(transform.data["schemes"])
+    schemes["stem.weight"] |= {"granularity": "per_group", "group_size": 8}
+    with pytest.raises(CheckpointError, match="no matrix"):
+        replay_new(transform, schemes=schemes)

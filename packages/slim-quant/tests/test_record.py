@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from slim_core import Workload, load_plugins
 from slim_core.checkpoint import load, save
 from slim_core.errors import CheckpointError
-from slim_quant import QuantResult, Scheme, quantize
+from slim_quant import Override, QuantResult, Scheme, calibrate, finish, prepare, quantize
+from slim_quant.edits import add_bias
 from slim_quant.record import StaticReplayer
 
 SCHEMES = {
@@ -28,6 +29,34 @@ SCHEMES = {
 def meta_net() -> nn.Module:
     with torch.device("meta"):
         return Residual()
+
+
+def test_groups_single_schemes_and_added_biases_come_back(x: Tensor, tmp_path: Path) -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, bias=False)
+            self.head = nn.Linear(4, 5, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = Bare().eval()
+    overrides = [
+        Override(op="linear", weight=Scheme(4, True, "per_group", 3), activation=Scheme(6, False)),
+    ]
+    prepared = prepare(net, (x,), overrides=overrides)
+    for layer in ("conv2d", "linear"):
+        prepared.edits.append(add_bias(prepared.graph, layer))
+    with torch.no_grad():
+        prepared.graph.get_parameter("conv.bias").fill_(0.25)
+    result = finish(calibrate(prepared, [x], samples=4))
+    save(Workload(net, (x,)).with_model(result.model, result.transform), tmp_path / "q.safetensors")
+    again = load(tmp_path / "q.safetensors", registry=load_plugins().registry, factory=Bare)
+    with torch.no_grad():
+        assert torch.equal(again.model(x), result.model(x))
+    assert float(again.model.get_parameter("conv.bias").detach().mean()) == pytest.approx(0.25, abs=0.01)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from slim_core import Workload, load_plugins
 from slim_core.data import TensorSource, begin_epoch
-from slim_core.errors import DataError, PatternError
+from slim_core.errors import DataError, PatternError, SlimError
 from slim_core.tasks import ClassificationTask
 from slim_core.technique import Run
 from slim_quant.insert import is_quantized
@@ -135,6 +135,40 @@ def test_settings_reach_the_quantizer(workload: Workload, run: Run) -> None:
     assert "head stays in float: it is skipped" in result.notes
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"target": "nope"}, "unknown quantization target 'nope'"),
+        ({"observer": "nope"}, "unknown observer 'nope'"),
+        ({"observer": {"name": "percentile", "shares": 0.9}}, "has no option 'shares'"),
+        ({"corrections": ["nope"]}, "unknown correction 'nope'"),
+        ({"overrides": [{"weight": {"bits": 4}}]}, "needs a pattern"),
+        ({"overrides": [{"op": "linear", "weight": {"granularity": "per_group"}}]}, "needs a group size"),
+    ],
+)
+def test_names_and_options_are_looked_up_when_the_recipe_is_read(
+    run: Run, setting: dict[str, Any], message: str
+) -> None:
+    config = PTQConfig(**setting)
+    with pytest.raises(SlimError, match=message):
+        PTQTechnique.check(config, run.registry)
+
+
+def test_overrides_of_a_recipe_reach_the_quantizer(workload: Workload, run: Run) -> None:
+    overrides = [
+        {"op": "linear", "weight": {"bits": 4, "group_size": 8}},
+        {"match": "point", "activation": {"bits": 6}, "observer": {"name": "percentile", "share": 0.99}},
+        {"op": "add", "skip": True},
+    ]
+    config = PTQConfig(target="openvino", overrides=overrides)
+    PTQTechnique.check(config, run.registry)
+    data = PTQTechnique().run(workload, config, run).workload.transforms[0].data
+    assert data["target"] == "openvino"
+    assert data["schemes"]["head.weight"]["group_size"] == 8
+    assert data["schemes"]["stem.weight"]["granularity"] == "per_channel"
+    assert {scheme["bits"] for scheme in data["activations"].values()} == {6}
+
+
 def test_a_pattern_that_matches_nothing_is_an_error(workload: Workload, run: Run) -> None:
     with pytest.raises(PatternError, match="'none' matches no layer"):
         PTQTechnique().run(workload, PTQConfig(skip=["none"]), run)
@@ -146,7 +180,7 @@ def test_without_training_data_the_error_says_what_to_give(net: nn.Module, x: Te
     assert "train" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("setting", [{"weight_bits": 9}, {"samples": 0}, {"target": "nope"}, {"sampels": 3}])
+@pytest.mark.parametrize("setting", [{"weight_bits": 9}, {"samples": 0}, {"weight_observer": "nope"}, {"sampels": 3}])
 def test_wrong_settings_are_refused(setting: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         PTQConfig(**setting)

@@ -177,6 +177,8 @@ def deliver(app: App, before: Workload, after: Workload, wanted: Wanted, target:
         app.output.note(f"checkpoint written to {wanted.output}")
         data["checkpoint"] = {"path": str(wanted.output), "bytes": wanted.output.stat().st_size}
     with kept(wanted.output):
+        if wanted.output is not None:
+            data["float_checkpoint_bytes"] = _checkpoint_bytes(before)
         metrics = _metrics(app, before, after)
         if metrics:
             data["metrics"] = metrics
@@ -245,6 +247,16 @@ def tensor_bytes(workload: Workload) -> int:
     """Return the bytes of all parameters and buffers, shared ones once."""
     model = workload.model
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _checkpoint_bytes(workload: Workload) -> int:
+    """Return the size of the float model's checkpoint."""
+    from slim_core.checkpoint import save
+
+    with tempfile.TemporaryDirectory(prefix="slim-quant-") as folder:
+        path = Path(folder) / "float.safetensors"
+        save(workload, path)
+        return path.stat().st_size
 
 
 def _metrics(app: App, before: Workload, after: Workload) -> dict[str, dict[str, float]]:

@@ -80,8 +80,8 @@ def figure_rows(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
         yield name, f"{values['before']:.4f}", f"{values['after']:.4f}", f"{change:+.4f}"
     before = data.get("float_bytes")
     if "checkpoint" in data:
-        after = data["checkpoint"]["bytes"]
-        yield "checkpoint", _bytes(before), _bytes(after), _share(before, after)
+        first, after = data.get("float_checkpoint_bytes"), data["checkpoint"]["bytes"]
+        yield "checkpoint", _bytes(first), _bytes(after), _share(first, after)
     if "onnx" in data:
         before, after = data.get("float_onnx_bytes", before), data["onnx"]["bytes"]
         yield "ONNX file", _bytes(before), _bytes(after), _share(before, after)
@@ -161,9 +161,9 @@ def line(data: Mapping[str, Any]) -> str:
     parts = [
         f"{name} {values['before']:.4f} -> {values['after']:.4f}" for name, values in data.get("metrics", {}).items()
     ][:1]
-    for kind in ("checkpoint", "onnx"):
+    for kind, before in (("checkpoint", "float_checkpoint_bytes"), ("onnx", "float_bytes")):
         if kind in data:
-            parts.append(f"{kind} {_share(data.get('float_bytes'), data[kind]['bytes'])}")
+            parts.append(f"{kind} {_share(data.get(before), data[kind]['bytes'])}")
     return ", ".join(parts) or f"{len(data.get('layers', ()))} layers in integers"
 
 

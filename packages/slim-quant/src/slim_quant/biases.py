@@ -57,12 +57,24 @@ def round_biases(model: ExportedModel, placement: Placement, activations: QParam
     for item in placement.weights:
         for node, bias, source in _biased(model, placement, item.name):
             step = bias_step(node, activations[source][0] if source is not None else None, weights[item.name][0])
-            users = [other for other in model.graph.nodes if owner_of(other) == bias]
             tensor = get_tensor(model, bias)
-            if step is None or tensor.is_meta or sum(len(other.users) for other in users) != 1:
+            if step is None or tensor.is_meta or single_bias(model, node) is None:
                 continue
             with torch.no_grad():
-                tensor.copy_(torch.round(tensor.double() / step) * step)
+                tensor.copy_(rounded_bias(tensor, step))
+
+
+def rounded_bias(bias: Tensor, step: Tensor) -> Tensor:
+    """Return a bias on whole steps."""
+    return (torch.round(bias.detach().double() / step) * step).to(bias.dtype)
+
+
+def single_bias(model: ExportedModel, node: fx.Node) -> str | None:
+    """Return the name of a layer's bias, or ``None`` where it has none, or others use it too."""
+    position, _ = FOLDABLE.get(op_name(node), (2, 0))
+    bias = owner_of(argument(node, position))
+    users = [other for other in model.graph.nodes if owner_of(other) == bias]
+    return bias if bias is not None and sum(len(other.users) for other in users) == 1 else None
 
 
 def _biased(model: ExportedModel, placement: Placement, name: str) -> list[tuple[fx.Node, str, str | None]]:

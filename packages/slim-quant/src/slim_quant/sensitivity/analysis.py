@@ -76,7 +76,7 @@ class Ground:
         whole = self.all_on(bits)
         rest = switches((other, self.scales[bits]) for other in self.units if other is not unit)
         kept = {name for name in whole.activations if name not in unit.activations or name in rest.activations}
-        return Switches({name: whole.activations[name] for name in kept}, rest.weights)
+        return Switches({name: whole.activations[name] for name in kept}, rest.weights, rest.biases)
 
 
 def sensitivity(

@@ -16,7 +16,8 @@ from torch import Tensor, fx
 
 from slim_core.graph.export import ExportedModel
 from slim_core.workload import tensors_of
-from slim_quant.graph import flat_inputs, get_tensor, owner_of, weight_position
+from slim_quant.fold import FOLDABLE
+from slim_quant.graph import argument, flat_inputs, get_tensor, op_name, owner_of, weight_position
 from slim_quant.sensitivity.switches import Switches
 
 
@@ -39,13 +40,16 @@ class Program:
 
     def compute(self, node: fx.Node, find: Callable[[fx.Node], Any], chosen: Switches) -> Any:
         """Return what ``node`` computes, before it is rounded."""
-        weight = chosen.weights.get(node.name)
+        weight, bias = chosen.weights.get(node.name), chosen.biases.get(node.name)
+        position = FOLDABLE.get(op_name(node), (2, 0))[0]
 
         def value(item: fx.Node) -> Any:
             if item.op != "get_attr":
                 return find(item)
             if weight is not None and item is node.args[weight_position(node)]:
                 return weight
+            if bias is not None and item is argument(node, position):
+                return bias
             return get_tensor(self.graph, str(owner_of(item)))
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
@@ -84,7 +88,7 @@ class Change:
             self.steps.append(node)
             if node.op == "placeholder":
                 continue
-            same = not inherits and chosen.weights.get(node.name) is program.base.weights.get(node.name)
+            same = not inherits and chosen.same(program.base, node.name)
             if same and node.name not in program.base.activations and not program.in_place:
                 self.rounds.add(node)
                 self.reads.add(node)

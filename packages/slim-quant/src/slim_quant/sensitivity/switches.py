@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slim_quant.biases import bias_step, rounded_bias, single_bias
 from slim_quant.graph import get_tensor
 from slim_quant.placement import WeightPlace
 from slim_quant.preparation import Calibrated
@@ -44,10 +45,12 @@ class Switches:
     Args:
         activations: what rounds the value of a node.
         weights: the rounded weight that a node reads, by the node's name.
+        biases: likewise.
     """
 
     activations: Mapping[str, Rounding] = field(default_factory=dict)
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
 
     def changed(self, base: Switches) -> set[str]:
         """Return the nodes at which something differs from ``base``."""
@@ -56,8 +59,12 @@ class Switches:
             for name in {*self.activations, *base.activations}
             if _key(self.activations.get(name)) != _key(base.activations.get(name))
         }
-        names = {*self.weights, *base.weights}
-        return nodes | {name for name in names if self.weights.get(name) is not base.weights.get(name)}
+        names = {*self.weights, *base.weights, *self.biases, *base.biases}
+        return nodes | {name for name in names if not self.same(base, name)}
+
+    def same(self, base: Switches, node: str) -> bool:
+        """Tell whether a node reads the weight and the bias that it reads in ``base``."""
+        return self.weights.get(node) is base.weights.get(node) and self.biases.get(node) is base.biases.get(node)
 
 
 OFF = Switches()
@@ -82,6 +89,15 @@ class Scales:
         self._weights: dict[str, Tensor] = {}
         self._places = {item.name: item for item in self.placement.weights}
         self._calibrated = calibrated
+        self._biases: dict[tuple[str, float], Tensor | None] = {}
+        self._layers = {
+            node.name: node for node in prepared.graph.graph.nodes
+            if any(node.name in item.layers for item in self.placement.weights)
+        }  # fmt: skip
+
+    def reads(self, layer: str) -> str:
+        """Return the node whose values a layer reads."""
+        return getattr(self._layers[layer].args[0], "name", "")
 
     def rounding(self, node: str) -> Rounding:
         return self._roundings[self._nodes[node]]
@@ -95,6 +111,25 @@ class Scales:
             values = get_tensor(prepared.graph, name).detach()
             self._weights[name] = rounded(values, *self._calibrated.weights[name], scheme, place.along(scheme))
         return place, self._weights[name]
+
+    def bias(self, layer: str, weight: str, read: Rounding | None) -> Tensor | None:
+        """Return the bias of a layer on the steps of its integers; ``None``: it stays as it is.
+
+        Args:
+            layer: the layer's node.
+            weight: name of its weight.
+            read: what rounds the values that it reads.
+        """
+        prepared = self._calibrated.prepared
+        if read is None or not prepared.target.integer_bias:
+            return None
+        key = (layer, float(read.scale))
+        if key not in self._biases:
+            name = single_bias(prepared.graph, self._layers[layer])
+            step = bias_step(self._layers[layer], read.scale, self._calibrated.weights[weight][0])
+            on_steps = None if name is None or step is None else rounded_bias(get_tensor(prepared.graph, name), step)
+            self._biases[key] = on_steps
+        return self._biases[key]
 
 
 def rounded(values: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, axis: int) -> Tensor:
@@ -126,14 +161,19 @@ def switches(choice: Iterable[tuple[Unit, Scales]]) -> Switches:
             place, values = scales.weight(name)
             weights.update(dict.fromkeys(place.layers, values))
     activations.update({name: max(found, key=_bits) for name, found in readers.items()})
-    return Switches(activations, weights)
+    biases = {
+        layer: made
+        for unit, scales in pairs for name in unit.weights for layer in scales.weight(name)[0].layers
+        if (made := scales.bias(layer, name, activations.get(scales.reads(layer)))) is not None
+    }  # fmt: skip
+    return Switches(activations, weights, biases)
 
 
 def everything(units: Sequence[Unit], scales: Scales) -> Switches:
     """Return all quantizers of a placement, also those that belong to no unit (of what only moves values)."""
     found = switches((unit, scales) for unit in units)
     rest = {item.node: scales.rounding(item.node) for item in scales.placement.activations}
-    return Switches({**rest, **found.activations}, found.weights)
+    return Switches({**rest, **found.activations}, found.weights, found.biases)
 
 
 def _bits(rounding: Rounding) -> int:

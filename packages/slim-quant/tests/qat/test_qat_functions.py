@@ -1,4 +1,4 @@
-"""The arithmetic of training: values against torch's own operators, gradients against formulas and finite differences."""
+"""The arithmetic of training: values against torch, gradients against formulas and finite differences."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ def test_values_and_gradients_are_those_of_torch(
     values = torch.cat([draw(500, width, seed), (torch.arange(-300, 300) + 0.5) * scale])  # with ties
     grad = draw(len(values), 1.0, 7)
     found = values.clone().requires_grad_()
-    mine = FakeQuantize.apply(found, scale, zero_point.float(), scheme.qmin, scheme.qmax)
+    mine = FakeQuantize.apply(found, scale, zero_point.float(), scheme.qmin, scheme.qmax, None)
     mine.backward(grad)
     other = values.clone().requires_grad_()
     torchs = torch.fake_quantize_per_tensor_affine(other, scale, zero_point, scheme.qmin, scheme.qmax)
     torchs.backward(grad)
     assert torch.equal(mine, torchs)
-    away = ((values / scale).frac().abs() - 0.5).abs() > 1e-3  # a tie at the very end is in for one and out for the other
+    away = (
+        (values / scale).frac().abs() - 0.5
+    ).abs() > 1e-3  # a tie at the very end is in for one and out for the other
     assert torch.equal(found.grad[away], other.grad[away])
 
 
@@ -49,7 +51,9 @@ def lsq(values: Tensor, scale: Tensor, zero_point: float, qmin: int, qmax: int, 
     return (level + (level.round() - level).detach()) * scale
 
 
-@pytest.mark.parametrize(("bits", "symmetric", "zero_point"), [(8, True, 0), (4, True, 0), (8, False, 0), (3, False, 5)])
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "zero_point"), [(8, True, 0), (4, True, 0), (8, False, 0), (3, False, 5)]
+)
 def test_the_gradients_of_lsq_are_those_of_its_formula(bits: int, symmetric: bool, zero_point: int) -> None:
     scheme, values, grad = Scheme(bits, symmetric), draw(400, 1.0).double(), draw(400, 1.0, 3).double()
     found, written = [], []
@@ -58,7 +62,7 @@ def test_the_gradients_of_lsq_are_those_of_its_formula(bits: int, symmetric: boo
         s = torch.tensor(2.0 / 2**bits, dtype=torch.float64, requires_grad=True)
         if function is None:
             zero = torch.tensor(float(zero_point), dtype=torch.float64)
-            result = LearnedFakeQuantize.apply(v, s, None, zero, scheme.qmin, scheme.qmax, 0.01, True)
+            result = LearnedFakeQuantize.apply(v, s, None, zero, scheme.qmin, scheme.qmax, 0.01, True, None)
         else:
             result = function(v, s, float(zero_point), scheme.qmin, scheme.qmax, 0.01)
         (result * grad).sum().backward()
@@ -86,7 +90,7 @@ def test_gradients_are_the_slopes_of_the_surrogate(offset: bool, residual: bool)
 
     s, b = scale.clone().requires_grad_(), shift.clone().requires_grad_()
     result = LearnedFakeQuantize.apply(
-        values, s, b if offset else None, zero_point, scheme.qmin, scheme.qmax, 1.0, residual
+        values, s, b if offset else None, zero_point, scheme.qmin, scheme.qmax, 1.0, residual, None
     )
     (result * grad).sum().backward()
     step = 1e-6
@@ -100,9 +104,27 @@ def test_gradients_are_the_slopes_of_the_surrogate(offset: bool, residual: bool)
 def test_pact_moves_the_clipping_value_by_what_is_clipped_alone() -> None:
     values, grad = torch.tensor([-1.0, 0.3, 1.5, 2.5, 9.0]), torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
     alpha = torch.tensor(2.0, requires_grad=True)
-    result = LearnedFakeQuantize.apply(values, alpha / 255, None, torch.tensor(0.0), 0, 255, 1.0, False)
+    result = LearnedFakeQuantize.apply(values, alpha / 255, None, torch.tensor(0.0), 0, 255, 1.0, False, None)
     (result * grad).sum().backward()
     assert float(alpha.grad) == pytest.approx(8 + 16)
+
+
+@pytest.mark.parametrize("clip", [(0.0, float("inf")), (0.0, 0.6), (-0.4, 0.3)])
+@pytest.mark.parametrize("zero_point", [0, 6])
+def test_a_relu_in_the_same_pass_is_a_relu_before(clip: tuple[float, float], zero_point: int) -> None:
+    scheme, grad = Scheme(4, False), draw(400, 1.0, 3)
+    found = []
+    for fused in (True, False):
+        v = draw(400, 1.0).requires_grad_()
+        s, b = torch.tensor(0.09, requires_grad=True), torch.tensor(-0.09 * zero_point, requires_grad=True)
+        zero, before = torch.tensor(float(zero_point)), v if fused else v.clamp(*clip)
+        ends, own = (scheme.qmin, scheme.qmax), clip if fused else None
+        learned = LearnedFakeQuantize.apply(before, s, b, zero, *ends, 0.5, True, own)
+        fixed = FakeQuantize.apply(before, s.detach(), zero, *ends, own)
+        ((learned + 2 * fixed) * grad).sum().backward()
+        found.append((learned.detach(), fixed.detach(), v.grad, s.grad, b.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("scheme", [

@@ -239,7 +239,9 @@ def test_distillation_adds_the_divergence_from_the_float_model() -> None:
     net = trained()
     teacher = FloatTeacher(net, weight=0.25, temperature=3.0)
     student, logits = torch.randn(6, 10), net(pictures(6, 3)[0]).detach()
-    state = FitState(net, torch.optim.SGD(net.parameters()), ClassificationTask(), FitConfig(), torch.device("cpu"), 1, 1)
+    state = FitState(
+        net, torch.optim.SGD(net.parameters()), ClassificationTask(), FitConfig(), torch.device("cpu"), 1, 1
+    )
     teacher.on_fit_start(state)
     assert state.task_weight == 0.75
     found = teacher.loss(student, pictures(6, 3), state)

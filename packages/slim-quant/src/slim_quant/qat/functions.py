@@ -174,10 +174,8 @@ class WeightOnGrid(Function):
 
 def rounded(values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, clip: Clip = None) -> Tensor:
     """Return what ``torch.fake_quantize_per_tensor_affine`` returns, of the clipped values, to the bit."""
-    if clip is None:
-        result = values * scale.reciprocal()
-    else:
-        result = values.clamp(*clip).mul_(scale.reciprocal())
+    factor = scale.reciprocal()
+    result = values * factor if clip is None else values.clamp(*clip).mul_(factor)
     result.round_().add_(zero_point).clamp_(qmin, qmax).sub_(zero_point).mul_(scale)
     return result
 

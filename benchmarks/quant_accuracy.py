@@ -79,8 +79,9 @@ FOUR_BITS: dict[str, dict[str, Any]] = {
     "w4a8, adaround": {"weight_observer": "mse", "corrections": ["adaround"]},
     "w4a8, brecq": {"weight_observer": "mse", "corrections": ["brecq"]},
 }  # fmt: skip
-#: PaddleSlim publishes these for MobileNetV1 at 8 bits; its "hist" is a percentile of a histogram
-OBSERVERS = ("abs_max", "average_abs_max", "mse", "emd", "percentile", "kl")
+#: PaddleSlim publishes these for MobileNetV1 at 8 bits; its "avg", "hist" and "KL" are called average_abs_max,
+#: percentile and entropy here
+OBSERVERS = ("abs_max", "average_abs_max", "mse", "emd", "percentile", "entropy")
 CORRECTIONS: dict[str, list[str]] = {
     "none": [],
     "bias correction": ["bias_correction"],
@@ -131,6 +132,10 @@ def row_of(base: Base, part: str, method: str, bits: int, seed: int, **more: Any
     return {"model": base.name, "part": part, "method": method, "weight_bits": bits, "seed": seed, **more}
 
 
+def slug(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "")
+
+
 def write_ours(found: Any, base: Base, path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     return to_onnx(found.model, (base.tests[:1],), path, check=False).bytes
@@ -150,8 +155,7 @@ def post_training(
             base.model, data, target=target, weight_bits=bits, samples=arguments.samples, seed=seed, **options
         )  # fmt: skip
         row["seconds"][target] = time.perf_counter() - began
-        slug = f"{part}-{method}-{target}".replace(", ", "-").replace(" ", "")
-        path = FOLDER / "accuracy" / base.name / f"{slug}.onnx"
+        path = FOLDER / "accuracy" / base.name / f"{slug(part)}-{slug(method)}-{bits}-{target}.onnx"
         row["bytes"] = write_ours(found, base, path)
         row["top1"][target] = judged(base, path, target, arguments.threads)
     for runtime in RUNTIMES:
@@ -171,7 +175,7 @@ def peer(
     row = row_of(base, "ptq", method, 8, seed, side=kind, top1={}, seconds={}, versions={})
     for runtime, side in sides.items():
         suffix = ".xml" if side == "nncf-openvino" else ".onnx"
-        output = FOLDER / "accuracy" / base.name / f"{method.replace(', ', '-').replace(' ', '')}-{side}{suffix}"
+        output = FOLDER / "accuracy" / base.name / f"{slug(method)}-{side}{suffix}"
         if side not in row["seconds"]:
             task = {"do": "quantize", "side": side, "model": {"float": str(base.float_path)}, "data": str(data),
                     "output": str(output), "options": options}  # fmt: skip
@@ -187,23 +191,21 @@ def peer(
 
 def aware(base: Base, method: str, options: dict[str, Any], seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train on with fake quantizers, convert, and judge the file on both runtimes."""
-    from slim_quant.qat import convert, prepare_qat
+    from slim_quant.qat import QATSchedule, convert, prepare_qat
 
     began = time.perf_counter()
     torch.manual_seed(seed)
     data = batches(calibration(base.pictures, arguments.samples, seed), 32)
     row = row_of(base, "qat", method, 8, seed, side="slim", top1={}, seconds={})
     prepared = prepare_qat(base.model, (data[0][:2],), weight=scheme(8), calibration=data, **options)
-    config = FitConfig(
-        epochs=QAT_EPOCHS, lr=QAT_RATE, weight_decay=1e-5, eval_every=QAT_EPOCHS, seed=seed, channels_last=False
-    )
-    train = base.workload.train
-    if arguments.quick:
-        train = base.pictures.calibration(512)
+    config = FitConfig(epochs=QAT_EPOCHS, lr=QAT_RATE, weight_decay=1e-5, eval_every=QAT_EPOCHS, seed=seed)
+    train = base.pictures.calibration(512) if arguments.quick else base.workload.train
     workload = replace(base.workload, model=prepared, train=train, builder=None)
-    folder = FOLDER / "qat" / base.name / f"{method.replace(', ', '-').replace(' ', '')}-{seed}"
-    trained = fit(workload, config, folder=None if arguments.quick else folder, inplace=True)
-    found = convert(trained.workload.model)
+    folder = FOLDER / ("quick" if arguments.quick else "qat") / base.name / f"{slug(method)}-{seed}"
+    trained = fit(
+        workload, config, callbacks=[QATSchedule()], folder=None if arguments.quick else folder / "fit", inplace=True
+    )
+    found = convert(trained.workload.model, data)
     row["seconds"]["all"] = time.perf_counter() - began
     path = folder / "model.onnx"
     row["bytes"] = write_ours(found, base, path)

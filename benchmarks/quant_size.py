@@ -39,7 +39,7 @@ from slim_zoo import create_model
 
 MODELS = ("resnet50", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18")
 #: bits and group size of weight-only quantization
-WEIGHT_ONLY = ((8, None), (4, 128), (4, 64), (4, 32))
+WEIGHT_ONLY = ((8, "auto"), (4, 128), (4, 64), (4, 32))
 PEERS = {"quantize_static": ("onnxruntime", ".onnx"), "nncf, onnx": ("nncf-onnx", ".onnx")}
 
 
@@ -86,7 +86,7 @@ def transformer(arguments: Any) -> list[dict[str, Any]]:
     workload, folder = Workload(model, (ids,)), FOLDER / "size" / "gpt"
     found = [{"model": "gpt", "what": "float32", **written(model, workload, None, folder / "float.onnx")}]
     for bits, group in WEIGHT_ONLY:
-        what = f"int{bits} weights" + (f", groups of {group}" if group else "")
+        what = f"int{bits} weights" + (f", groups of {group}" if group != "auto" else "")
         try:
             result = quantize_weights(model, (ids,), bits=bits, group_size=group)
             at = folder / f"int{bits}-{group}.onnx"

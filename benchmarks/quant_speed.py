@@ -7,12 +7,14 @@ beside it. Ours is there as placed for the runtime, and as ``never_slower`` leav
 The float file is there a second time: its ratio is the noise.
 
     python benchmarks/quant_speed.py [--models resnet50 …] [--threads 2] [--rounds 30] [--quick]
-    python benchmarks/quant_speed.py --prepare          # the files only: needs no quiet machine
+    python benchmarks/quant_speed.py --prepare          # the files that need no quiet machine
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -69,9 +71,11 @@ def files(name: str, side: int, arguments: argparse.Namespace) -> dict[str, dict
     found["openvino"]["default precision"] = whole
     for runtime in RUNTIMES:
         found[runtime]["slim"] = _made(folder / f"slim-{runtime}.onnx", partial(_slim, model, pictures, runtime))
+        if arguments.prepare:  # it measures, and wants a quiet machine
+            continue
         found[runtime]["slim, never slower"] = _made(
             folder / f"never-slower-{runtime}-{arguments.threads}.onnx",
-            partial(_never_slower, model, pictures, runtime, arguments.threads),
+            partial(_never_slower, model, pictures, runtime, whole, arguments),
         )
     data = str(saved(pictures, f"noise-{side}"))
     for candidate, kind, suffix in (
@@ -102,18 +106,33 @@ def _slim(model: nn.Module, pictures: torch.Tensor, runtime: str, path: Path) ->
     to_onnx(found.model, (pictures[:1],), path, check=False)
 
 
-def _never_slower(model: nn.Module, pictures: torch.Tensor, runtime: str, threads: int, path: Path) -> None:
+def _never_slower(
+    model: nn.Module, pictures: torch.Tensor, runtime: str, whole: Path, arguments: argparse.Namespace, path: Path
+) -> None:
+    """Write what never_slower chooses for one picture at a time; float again, where nothing wins."""
     from slim_quant.faster import never_slower
 
     found = never_slower(
-        model, batches(pictures, 4), example_inputs=(pictures[:1],), target=runtime, samples=PICTURES, threads=threads
-    )
-    to_onnx(found.model, (pictures[:1],), path, check=False)
-    write_json(path.with_suffix(".json"), {"notes": list(found.report.notes)})
+        model, (pictures[:1],), runtime, batches=batches(pictures, 4), samples=PICTURES, batch_sizes=(1,),
+        threads=arguments.threads, rounds=11, budget_s=arguments.budget / 4,
+    )  # fmt: skip
+    if found.result is None:
+        shutil.copyfile(whole, path)
+    else:
+        to_onnx(found.result.model, (pictures[:1],), path, check=False)
+    write_json(path.with_suffix(".json"), found.to_json())
 
 
 def _peer(task: dict[str, Any], arguments: argparse.Namespace, path: Path) -> None:
     job(arguments.peers, {**task, "output": str(path)}, threads=arguments.threads)
+
+
+def choice(path: Path | str) -> dict[str, Any] | None:
+    """Return what never_slower decided, without what it timed."""
+    if isinstance(path, str):
+        return None
+    found = json.loads(path.with_suffix(".json").read_text())
+    return {key: found[key] for key in ("quantized", "left_in_float", "notes")}
 
 
 def timed(name: str, runtime: str, made: dict[str, Any], side: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -140,6 +159,7 @@ def timed(name: str, runtime: str, made: dict[str, Any], side: int, arguments: a
         "confidence": measurement.confidence,
         "notes": list(measurement.notes),
         "missing": missing,
+        "never_slower": choice(made["slim, never slower"]),
         "bytes": {candidate: size_of(path) for candidate, path in made.items() if not isinstance(path, str)},
         "precision": {timing.name: timing.info.get("settings", {}).get("precision") for timing in measurement.timings},
         "timings": {

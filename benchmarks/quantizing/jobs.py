@@ -191,10 +191,19 @@ def _nncf_openvino(task: dict[str, Any], pictures: Any) -> Work:
     return lambda: nncf.quantize(model, data, **options), write
 
 
+def _nncf_extension() -> None:
+    """Let NNCF build and load its C++ extension for PyTorch, which it keeps, before anything is timed."""
+    import nncf
+    import torch
+
+    nncf.quantize(torch.nn.Conv2d(3, 8, 3).eval(), nncf.Dataset([torch.zeros(1, 3, 8, 8)]), subset_size=1)
+
+
 def _nncf_torch(task: dict[str, Any], pictures: Any) -> Work:
     import nncf
     import torch
 
+    _nncf_extension()
     model = built(task["model"])
     data = nncf.Dataset([torch.from_numpy(item) for item in _pieces(task, pictures)])
     options = _nncf_options(task, pictures)
@@ -279,6 +288,7 @@ def _torchao(model: Any, images: Any, options: dict[str, Any]) -> Any:
 def _nncf_qat(model: Any, images: Any, options: dict[str, Any]) -> Any:
     import nncf
 
+    _nncf_extension()
     data = nncf.Dataset([images[:8]])
     return nncf.quantize(model, data, subset_size=1, fast_bias_correction=True).train()
 

@@ -252,7 +252,11 @@ def written(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> dict[
             found[runtime] |= agreement(simulated, on_onnxruntime(path, inputs))
             found[runtime]["operators"] = {name: operators[name] for name in wanted if name in operators}
         else:
-            exact, kinds = on_openvino(path, inputs, rounded=False)
+            try:
+                exact, kinds = on_openvino(path, inputs, rounded=False)
+            except RuntimeError as error:
+                found[runtime]["error"] = str(error).strip().splitlines()[-1][:80]
+                continue
             own, _ = on_openvino(path, inputs, rounded=True)
             found[runtime] |= agreement(simulated, exact) | {"products_by_weight_type": kinds}
             found[runtime]["own_settings"] = agreement(simulated, own)
@@ -263,7 +267,7 @@ def say(name: str, row: Mapping[str, Any]) -> None:
     print(name, json.dumps(row), file=sys.stderr, flush=True)
 
 
-def encoder(count: int, folder: Path) -> dict[str, Any]:
+def encoder(count: int, folder: Path, wanted: list[str], files: bool) -> dict[str, Any]:
     model, encode = packaged_encoder()
     texts = sentences(count + 64)
     tokens, mask = encode(texts[64:])
@@ -272,8 +276,10 @@ def encoder(count: int, folder: Path) -> dict[str, Any]:
     reference = embeddings(model, tokens, mask)
     rows = []
     base = checkpoint_bytes(model, inputs, None, folder)
-    floats = to_onnx(model, inputs, folder / "float.onnx", check=False).bytes
+    floats = to_onnx(model, inputs, folder / "float.onnx", check=False).bytes if files else base
     for name, options in [*VARIANTS.items(), *((name, {"activations": kind}) for name, kind in DYNAMIC.items())]:
+        if wanted and name not in wanted:
+            continue
         if name in DYNAMIC:
             result = quantize_dynamic(model, inputs, **options)
         else:
@@ -282,7 +288,7 @@ def encoder(count: int, folder: Path) -> dict[str, Any]:
         row: dict[str, Any] = {"name": name, **judged(reference, embeddings(result.model, tokens, mask))}
         row["checkpoint_share"] = 100 * checkpoint_bytes(model, inputs, result, folder) / base
         row["memory_share"] = 100 * result.sizes["quantized"] / result.sizes["float"]
-        if name in FILES:
+        if files and name in FILES:
             row["files"] = written(result.model, inputs, folder)
             for found in row["files"].values():
                 found["share"] = 100 * found["bytes"] / floats
@@ -302,7 +308,7 @@ def bits_per_byte(model: nn.Module, batches: list[Tensor]) -> float:
     return float(torch.stack(losses).mean()) / math.log(2)
 
 
-def decoder(steps: int, folder: Path) -> dict[str, Any]:
+def decoder(steps: int, folder: Path, wanted: list[str]) -> dict[str, Any]:
     torch.manual_seed(0)
     text = torch.frombuffer(bytearray(documentation().encode()), dtype=torch.uint8).long()
     cut, generator = int(0.9 * len(text)), torch.Generator().manual_seed(0)
@@ -324,6 +330,8 @@ def decoder(steps: int, folder: Path) -> dict[str, Any]:
     inputs = (calibration[0][:2],)
     base, rows = checkpoint_bytes(model, inputs, None, folder), []
     for name, options in [*VARIANTS.items(), *((name, {"activations": kind}) for name, kind in DYNAMIC.items())]:
+        if wanted and name not in wanted:
+            continue
         if name in DYNAMIC:
             result = quantize_dynamic(model, inputs, **options)
         else:
@@ -343,16 +351,23 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=256)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--only", choices=("encoder", "decoder"))
+    parser.add_argument("--variants", nargs="*", default=[], help="only these; other rows of an earlier run stay")
+    parser.add_argument("--no-files", action="store_true", help="write no ONNX files")
     arguments = parser.parse_args()
     path = RESULTS / "weight_only.json"
-    data = json.loads(path.read_text()) if path.exists() else {}
+
+    def keep(part: str, fresh: dict[str, Any]) -> None:
+        data = json.loads(path.read_text()) if path.exists() else {}
+        rows = {row["name"]: row for row in [*data.get(part, {}).get("rows", []), *fresh["rows"]]}
+        ordered = [rows[name] for name in [*VARIANTS, *DYNAMIC] if name in rows]
+        write_json(path, {**data, part: {**fresh, "rows": ordered}})
+
     with tempfile.TemporaryDirectory() as name:
         if arguments.only != "decoder":
-            data["encoder"] = encoder(arguments.sentences, Path(name))
-            write_json(path, data)
+            files = not arguments.no_files
+            keep("encoder", encoder(arguments.sentences, Path(name), arguments.variants, files))
         if arguments.only != "encoder":
-            data["decoder"] = decoder(arguments.steps, Path(name))
-            write_json(path, data)
+            keep("decoder", decoder(arguments.steps, Path(name), arguments.variants))
 
 
 if __name__ == "__main__":

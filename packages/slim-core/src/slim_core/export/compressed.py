@@ -317,8 +317,10 @@ class _Lowering:
         zero = weight.zero_point
         if zero is None:
             zero = np.full(weight.scale.shape, 1 << (weight.bits - 1), np.uint8)
-        parts = [weight.integers, weight.scale, zero]
         whole = weight.block >= weight.integers.shape[1]
+        fill = 0 if whole else -weight.integers.shape[1] % weight.block
+        # a last group that is shorter is filled, and cut off again: not every runtime takes it as it is
+        parts = [np.pad(weight.integers, ((0, 0), (0, fill))), weight.scale, zero]
         axis = weight.axis
         if axis == 0:
             parts = [part.T for part in parts]
@@ -330,16 +332,26 @@ class _Lowering:
             self._integers(f"{weight.name}_zeros", parts[2], kind),
         ]
         attributes = {"axis": 1 - axis} if whole else {"axis": axis, "block_size": weight.block}
-        made = self.onnx.helper.make_node("DequantizeLinear", names, [f"{weight.name}_float"], **attributes)
-        self.graph.node.insert(list(self.graph.node).index(node), made)
+        result = f"{weight.name}_float"
+        fresh = [
+            self.onnx.helper.make_node(
+                "DequantizeLinear", names, [f"{result}_filled" if fill else result], **attributes
+            )
+        ]
+        if fill:
+            ends = [0, weight.integers.shape[1], axis]
+            cut = [self._constant(f"slim_whole_{end}", np.array([end], np.int64)) for end in ends]
+            fresh.append(self.onnx.helper.make_node("Slice", [f"{result}_filled", *cut], [result]))
+        for made in fresh:
+            self.graph.node.insert(list(self.graph.node).index(node), made)
         for reader in self._readers(weight.name):
             for position, name in enumerate(reader.input):
                 if name == weight.name:
-                    reader.input[position] = made.output[0]
+                    reader.input[position] = result
         if weight.name in self.outputs:
             self.graph.node.insert(
                 list(self.graph.node).index(node),
-                self.onnx.helper.make_node("Identity", [made.output[0]], [weight.name]),
+                self.onnx.helper.make_node("Identity", [result], [weight.name]),
             )
 
     def _integers(self, name: str, values: Array, kind: int) -> str:

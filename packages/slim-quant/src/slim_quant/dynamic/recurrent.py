@@ -51,6 +51,9 @@ class DynamicRecurrent(Packing):
             output, last = output.squeeze(0 if module.batch_first else 1), [state.squeeze(1) for state in last]
         return output, (tuple(last) if len(last) == 2 else last[0])
 
+    def flatten_parameters(self) -> None:
+        """Do nothing: there are no float weights to lay out in one piece."""
+
     def _states(self, x: Tensor, hx: Any, batched: bool) -> list[Tensor]:
         module: Any = self
         count = 2 if module.mode == "LSTM" else 1

@@ -54,7 +54,7 @@ def wide() -> Encoder:
     return Encoder(128).eval()
 
 
-@pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, None)])
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), pytest.param(8, None, marks=pytest.mark.slow)])
 def test_onnxruntime_multiplies_and_looks_up_with_packed_weights(
     wide: Encoder, bits: int, group: int | None, tmp_path: Path
 ) -> None:
@@ -71,7 +71,7 @@ def test_onnxruntime_multiplies_and_looks_up_with_packed_weights(
     assert np.abs(on_onnxruntime(path, batch.numpy()) - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("bits", "kept"), [(4, "u4"), (8, "u8")])
+@pytest.mark.parametrize(("bits", "kept"), [(4, "u4"), pytest.param(8, "u8", marks=pytest.mark.slow)])
 def test_openvino_keeps_the_integers_and_agrees(wide: Encoder, bits: int, kept: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     model = quantize_weights(wide, (tokens(),), bits=bits, group_size=32).model
@@ -121,7 +121,7 @@ def test_an_int4_file_is_a_sixth_of_the_float_one(tmp_path: Path) -> None:
     assert path.stat().st_size <= 0.16 * size
 
 
-@pytest.mark.parametrize("activations", ["per_tensor", "per_token"])
+@pytest.mark.parametrize("activations", ["per_tensor", pytest.param("per_token", marks=pytest.mark.slow)])
 def test_dynamic_products_run_in_integers(activations: Any, tmp_path: Path) -> None:
     model = quantize_dynamic(encoder(), (tokens(),), activations=activations).model
     path, _ = written(model, tokens(), tmp_path)
@@ -142,7 +142,7 @@ def test_dynamic_products_run_in_integers(activations: Any, tmp_path: Path) -> N
         ("LSTM", "DynamicQuantizeLSTM", {"num_layers": 2, "bidirectional": True}),
         ("LSTM", "DynamicQuantizeLSTM", {"bias": False}),
         ("GRU", "GRU", {"bidirectional": True}),
-        ("RNN", "RNN", {}),
+        pytest.param("RNN", "RNN", {}, marks=pytest.mark.slow),
     ],
 )
 def test_recurrent_layers_run_as_the_runtime_can(kind: str, operator: str, options: Any, tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ def test_rows_are_read_one_by_one() -> None:
     assert torch.equal(done.floats(rows), done.floats()[rows])
 
 
-@pytest.mark.parametrize(("bits", "group", "share"), [(4, 64, 0.145), (4, 32, 0.1641), (8, None, 0.253), (3, 64, 0.114)])
+@pytest.mark.parametrize(
+    ("bits", "group", "share"), [(4, 64, 0.145), (4, 32, 0.1641), (8, None, 0.253), (3, 64, 0.114)]
+)
 def test_the_packed_form_takes_the_bytes_that_the_bits_say(bits: int, group: int | None, share: float) -> None:
     weight = drawn(64, 1024, 4)
     done = packed(weight, 1, scheme_of(bits, bits == 8, group))

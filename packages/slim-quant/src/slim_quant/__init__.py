@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slim_quant.calibration import CalibrationData as CalibrationData
     from slim_quant.deploy import Deployment as Deployment
+    from slim_quant.deploy import Exported as Exported
     from slim_quant.deploy import compare as compare
+    from slim_quant.deploy import export as export
     from slim_quant.deploy import runtime_operators as runtime_operators
     from slim_quant.dynamic import quantize_dynamic as quantize_dynamic
+    from slim_quant.faster.decide import Faster as Faster
+    from slim_quant.faster.decide import never_slower as never_slower
+    from slim_quant.mixed.choose import Mixed as Mixed
+    from slim_quant.mixed.choose import choose as choose
     from slim_quant.overrides import Override as Override
     from slim_quant.preparation import Calibrated as Calibrated
     from slim_quant.preparation import Prepared as Prepared
@@ -45,6 +51,12 @@ _LAZY = {
     "Target": "slim_quant.targets",
     "get_target": "slim_quant.targets",
     "Deployment": "slim_quant.deploy",
+    "Exported": "slim_quant.deploy",
+    "export": "slim_quant.deploy",
+    "Faster": "slim_quant.faster.decide",
+    "never_slower": "slim_quant.faster.decide",
+    "Mixed": "slim_quant.mixed.choose",
+    "choose": "slim_quant.mixed.choose",
     "Scheme": "slim_quant.schemes",
     "compare": "slim_quant.deploy",
     "PackedResult": "slim_quant.weight_only",

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slim_core.errors import MeasureError, UnknownNameError, close_match
+from slim_core.errors import MeasureError, SlimError, UnknownNameError, close_match
 from slim_core.extras import require
 from slim_core.measure import Session
 from slim_core.workload import Inputs, tensors_of
@@ -245,6 +245,23 @@ def open_file(path: str | os.PathLike[str], runtime: str = "onnxruntime", thread
         return OpenVino(path, threads)
     hint = f"{close_match(runtime, RUNTIMES)} known: {', '.join(RUNTIMES)}".strip()
     raise UnknownNameError(f"unknown runtime '{runtime}'", hint=hint)
+
+
+def require_runtime(name: str) -> None:
+    """Look for a runtime, and for what files are written with, before long work begins.
+
+    Raises:
+        SlimError: there is no such runtime here.
+        MissingExtraError: something is not installed.
+    """
+    if name not in RUNTIMES:
+        raise SlimError(
+            f"target '{name}' has no runtime here to time files on",
+            hint=f"never_slower works for {', '.join(RUNTIMES)}",
+        )
+    onnx = [(module, "slim-core[onnx]") for module in ("onnx", "onnxscript")]
+    for module, extra in ((name, f"slim-quant[{name}]"), *onnx):
+        require(module, extra)
 
 
 def feeds(names: list[str], inputs: Any) -> Arrays:

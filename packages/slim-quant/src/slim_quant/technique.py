@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from slim_quant.preparation import prepare
 from slim_quant.ptq.corrections.base import make_corrections
 from slim_quant.ptq.static import quantize
 from slim_quant.result import QuantResult
+from slim_quant.runtimes import require_runtime
 from slim_quant.targets import get_target
 
 
@@ -42,7 +43,7 @@ class PTQConfig(QuantConfig):
     weight_observer: str = Field(default="abs_max", pattern=f"^({'|'.join(WEIGHT_OBSERVERS)})$")
     corrections: list[str | dict[str, Any]] = Field(default_factory=list)
     never_slower: bool = False
-    batch_sizes: list[int] = Field(default_factory=lambda: [1, 32], min_length=1)
+    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 32], min_length=1)
 
 
 class PTQTechnique:
@@ -57,9 +58,12 @@ class PTQTechnique:
 
         Raises:
             UnknownNameError: no such target, observer or correction.
-            SlimError: an option does not fit, or schemes that there are not.
+            SlimError: an option does not fit, schemes that there are not, or no runtime to be never slower on.
+            MissingExtraError: that runtime is not installed.
         """
-        get_target(config.target, registry)
+        target = get_target(config.target, registry)
+        if config.never_slower:
+            require_runtime(target.name)
         check_observer(config.observer)
         make_corrections(config.corrections, registry)
         config.weight_scheme()

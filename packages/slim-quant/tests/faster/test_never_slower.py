@@ -43,13 +43,14 @@ EXAMPLE = (X[:1],)
 
 
 def seconds(path: Path, prices: Mapping[str, float]) -> float:
-    """Return what a file takes by a price list: per operator, and for convolutions of integers."""
+    """Return what a file takes by a price list: per operator, which is of integers if it reads and writes them."""
     graph = onnx.load(path).graph
     made = {name: node for node in graph.node for name in node.output}
     total = 0.0
     for node in graph.node:
         reads = made.get(node.input[0]) if node.input else None
-        integers = reads is not None and reads.op_type == "DequantizeLinear"
+        readers = [other.op_type for other in graph.node if node.output[0] in other.input]
+        integers = reads is not None and reads.op_type == "DequantizeLinear" and set(readers) == {"QuantizeLinear"}
         total += prices.get(("int8 " if integers else "") + node.op_type, 0.0)
     return total
 

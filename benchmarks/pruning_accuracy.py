@@ -204,6 +204,8 @@ def main() -> int:
         base = bases.trained(model_name, registry, pictures)
         original = bases.judged(base)["top1"]
         for seed in arguments.seeds:
+            pictures = bases.data(registry, seed=seed)  # the order and the augmentation are the data's
+            base = replace(base, train=pictures.train)
             for budget in arguments.budgets:
                 for name in arguments.methods:
                     key = (model_name, name, budget, seed)

@@ -361,3 +361,10 @@ def test_a_command_whose_module_raises_anything_names_the_plugin(
     group.adopt(added, "mine")
     with pytest.raises(PluginError, match="command 'bad' of plugin 'mine' cannot be imported: RuntimeError: no lic"):
         group.get_command(click.Context(group), "bad")
+
+
+def test_a_groups_own_command_that_cannot_be_imported_is_named_without_a_plugin():
+    group = SlimGroup("mine")
+    group.add_lazy("broken", Lazy("slim_core.no_such_module", "command"), "Breaks.")
+    with pytest.raises(PluginError, match=r"^command 'broken' cannot be imported: "):
+        group._resolved("broken")

@@ -129,12 +129,16 @@ class SlimGroup(click.Group):
             raise
         except Exception as error:  # a plugin's module may raise anything
             raise PluginError(
-                f"command '{name}' of plugin '{self.owners.get(name)}' cannot be imported: {said(error)}",
+                f"{self._called(name)} cannot be imported: {said(error)}",
                 where=f"{target.module}:{target.attribute}",
             ) from error
         if not isinstance(command, click.Command):
-            raise PluginError(f"command '{name}' of plugin '{self.owners.get(name)}' is not a click command")
+            raise PluginError(f"{self._called(name)} is not a click command")
         return command
+
+    def _called(self, name: str) -> str:
+        owner = self.owners.get(name)  # commands of a plugin's own group have none
+        return f"command '{name}'" if owner is None else f"command '{name}' of plugin '{owner}'"
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -142,7 +146,7 @@ class SlimGroup(click.Group):
         name = args[0] if args else ""
         if name and not name.startswith("-") and self.get_command(ctx, name) is None:
             known = self.list_commands(ctx)
-            hint = close_match(name, known) or "`slim --help` lists the commands"
+            hint = close_match(name, known) or f"`{ctx.command_path} --help` lists the commands"
             raise SlimError(f"there is no command '{name}'", hint=hint)
         return super().resolve_command(ctx, args)
 

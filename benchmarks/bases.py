@@ -79,9 +79,9 @@ BRIEF = {
 }
 
 
-def data(registry: Registry, batch_size: int = 128, limit: int | None = None) -> Dataset:
-    """Return Fashion-MNIST at 32x32 with the standard augmentation."""
-    return registry.get("datasets", "fashion-mnist")(batch_size=batch_size, size=32, limit=limit)
+def data(registry: Registry, batch_size: int = 128, limit: int | None = None, seed: int = 0) -> Dataset:
+    """Return Fashion-MNIST at 32x32 with the standard augmentation; ``seed`` decides it, and the order."""
+    return registry.get("datasets", "fashion-mnist")(batch_size=batch_size, size=32, limit=limit, seed=seed)
 
 
 def untrained(name: str, registry: Registry, pictures: Dataset) -> Workload:

@@ -285,6 +285,7 @@ def main() -> int:
     rows = [row for share in arguments.shares for row in chosen(table, plans, share, base_ms)]
     for row in rows:
         print(row["name"], f"{row['ms']:.4f} ms, {row['against_the_budget']:+.1%} of the budget", flush=True)
+    write(arguments, rows, table, prediction, base)
     if arguments.until == "measure":
         return 0
 

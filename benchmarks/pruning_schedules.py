@@ -156,7 +156,7 @@ def main() -> int:
             done[key] = top1(base if way is None else way(base, config))
             write_json(state, done)
             print(key, done[key], flush=True)
-        write(arguments, done)
+            write(arguments, done)
     return 0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quantizing import tables as quantization
+from quantizing import weights as packed_weights
 from tabular import table
 
 ROOT = Path(__file__).parent.parent
@@ -165,13 +166,28 @@ def pruning_families(data: dict[str, Any]) -> str:
         rows.append(cells)
     head = ["family", *(f"{name}: {what}" for _, name in sides
                         for what in ("result", "left", "reached", "CPU ms", "peak MB"))]  # fmt: skip
-    work = data["sum_cpu_seconds"]
+    sums = []
+    for key, what in (("both_right", "both handle right"), ("both_ended", "both came to an end with, whatever it was")):
+        part, work = data[key], data[key]["cpu_seconds"]
+        sums.append(
+            f"over the {part['families']} families that {what}: {work['slim']:.2f} s against "
+            f"{work['torch-pruning']:.2f} s, **{part['cpu_seconds_ratio']:.2f}x** (wall clock "
+            f"{part['seconds_ratio']:.2f}x)"
+        )
+    less = [
+        f"{row['family'].replace('_', ' ')} ({row['reached']['slim']:.4%} against "
+        f"{row['reached']['torch-pruning']:.4%}, where Torch-Pruning's result "
+        f"{'is ' if row['status']['torch-pruning'] in ('right', 'wrong') else ''}{row['status']['torch-pruning']})"
+        for row in data["covers_less"]
+    ]
+    others = [f"{name.replace('_', ' ')} is of {what}" for name, what in data.get("of_other_runs", {}).items()]
     note = (
         f"\n\nOf {len(data['rows'])} families, handled and shown right: Slim {counts['slim']['handled']} and "
         f"{counts['slim']['right']}, Torch-Pruning {counts['torch-pruning']['handled']} and "
-        f"{counts['torch-pruning']['right']}. CPU time in sum over the {data['timed_families']} families that both "
-        f"pruned: {work['slim']:.2f} s against {work['torch-pruning']:.2f} s, {data['sum_cpu_ratio']:.2f}x "
-        f"(wall clock {data['sum_ratio']:.2f}x). Job: {data['job']}; base width {data['width']}, medians of "
+        f"{counts['torch-pruning']['right']}. CPU time in sum {'; '.join(sums)}. Slim reaches a smaller share of the "
+        f"parameters than Torch-Pruning in {', '.join(less) or 'no family'}. "
+        f"{'; '.join(others)}{'. ' if others else ''}Job: {data['job']}; base width "
+        f"{data['width']}, medians of "
         f"{data['rounds']} rounds; {data['device']}, load average {data['load_average']:.1f}; torch "
         f"{data['versions']['torch']}, torch-pruning {data['versions']['torch-pruning']}."
     )
@@ -381,12 +397,83 @@ def sensitivity_speed(data: dict[str, Any]) -> str:
     return table(head, rows) + note
 
 
+def pruning_latency(data: dict[str, Any]) -> str:
+    rows = []
+    for row in data["rows"]:
+        rows.append((
+            f"{row['share']:.0%}", f"{row['budget']}, `{row['allocation']}`", f"{row['ms']:.3f}",
+            f"{row['share_of_the_original']:.1%}", f"{row['against_the_budget']:+.1%}",
+            "" if row["budget"] == "milliseconds" else f"{row['against_the_plan_for_milliseconds']:+.1%}",
+            f"{row['macs']:.0%}", f"{row['params']:.0%}",
+            *((f"{row['top1_mean']:.2%}", f"{row['top1_min']:.2%} to {row['top1_max']:.2%}") if "top1_mean" in row
+              else ("not yet", "")),
+        ))  # fmt: skip
+    head = ("time asked", "budget in", "measured, ms", "of the original", "against the budget",
+            "against the plan for ms", "MACs", "parameters", "top-1", "least and most")  # fmt: skip
+    told = []
+    for share in dict.fromkeys(row["share"] for row in data["rows"]):
+        own, *others = [row for row in data["rows"] if row["share"] == share]
+        equal = [row for row in others if abs(row["against_the_plan_for_milliseconds"]) <= data["equal"]]
+        best = max(equal, key=lambda row: row.get("top1_mean", 0.0), default=None)
+        if any("top1_mean" not in row for row in (own, *equal)):
+            told.append(f"at {share:.0%}, not compared yet")
+            continue
+        if best is None:
+            told.append(f"at {share:.0%}, no plan for MACs takes the same time within {data['equal']:.0%}")
+            continue
+        gain = 100 * (own["top1_mean"] - best["top1_mean"])
+        spread = 100 * max(row["top1_max"] - row["top1_min"] for row in (own, best))
+        verdict = "better" if gain > spread else "worse" if -gain > spread else "no better: the seeds differ by as much"
+        told.append(f"at {share:.0%}, the budget in milliseconds is {gain:+.2f} points from the best plan for MACs of "
+                    f"equal time ({verdict})")  # fmt: skip
+    met = "is met" if data["met"] else "is NOT met"
+    off = data["prediction"]["errors"]
+    shipped = [f"{name} {errors['mean']:.1%} ({errors['relative_to_the_original_mean']:.1%} relative to the original)"
+               for name, errors in off.items() if name != "own"]  # fmt: skip
+    note = (
+        f"\n\nThe budget {met} within {data['bound']:.0%}. In accuracy: {'; '.join(told)}. `{data['model']}`, "
+        f"{data['original']['top1']:.2%} and {data['original']['ms']:.3f} ms before, batch 1 at {data['input'][-1]}x"
+        f"{data['input'][-2]}, {data['rounds']} shuffled rounds, noise {data['noise']:.1%}; "
+        f"{data['epochs']} epoch(s) of fine-tuning on {data['pictures']:,} pictures, "
+        f"{data['rows'][0].get('seeds', 0)} seed(s), the same for all. "
+        f"Predictions of {data['prediction']['held_out']} networks that the table does not know are off by "
+        f"{off['own']['mean']:.1%} in the mean; by a table made at other sizes: {', '.join(shipped) or 'none'}. "
+        f"{data['device']['cpu']}, {data['device']['load']:.1f} processes running; onnxruntime "
+        f"{data['versions']['onnxruntime']}."
+    )
+    return table(head, rows) + note
+
+
+def pruning_schedules(data: dict[str, Any]) -> str:
+    kinds = (("weights", "zeros"), ("channels", "MACs kept"))
+    dense = {row["way"]: row for row in data["rows"] if row["kind"] == "dense"}
+    parts = []
+    for kind, what in kinds:
+        rows = [
+            (row["way"], f"{row['share']:.0%}", f"{row['top1_mean']:.2%}",
+             f"{100 * (row['top1_mean'] - dense['trained on']['top1_mean']):+.2f}",
+             f"{row['top1_min']:.2%} to {row['top1_max']:.2%}", row["seeds"])
+            for row in data["rows"] if row["kind"] == kind
+        ]  # fmt: skip
+        parts.append(table((kind, what, "top-1", "points to dense", "least and most", "seeds"), rows))
+    note = (
+        f"Top-1 on the 10,000 test pictures of Fashion-MNIST at {data['side']}x{data['side']}: `{data['model']}` of "
+        f"width {data['width']}, trained for {data['base_epochs']} epochs on {data['pictures']:,} pictures "
+        f"({dense['not pruned']['top1_mean']:.2%}), then {data['epochs']} epochs in every row (dense: "
+        f"{dense['trained on']['top1_mean']:.2%}). Iterative and gradual: {data['steps']} cuts. "
+        f"torch {data['versions']['torch']}, slim-prune {data['versions']['slim-prune']}."
+    )
+    return "\n\n".join([*parts, note])
+
+
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "analysis_scale": analysis_scale,
     "dependency_weight": dependency_weight,
     "main_job_fashion_mnist": main_job,
     "pruning_accuracy": pruning_accuracy,
     "pruning_families": pruning_families,
+    "pruning_latency": pruning_latency,
+    "pruning_schedules": pruning_schedules,
     "pruning_search": pruning_search,
     "pruning_speed": pruning_speed,
     "checkpoint_speed": checkpoint_speed,
@@ -399,6 +486,7 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "training_speed": training_speed,
     "zoo_costs": zoo_costs,
     **quantization.RENDERERS,
+    **packed_weights.RENDERERS,
 }
 
 

@@ -18,19 +18,19 @@ from slim_quant.testing import TargetContract
 
 
 class TestONNXRuntime(TargetContract):
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def target(self) -> Target:
         return ONNXRUNTIME
 
 
 class TestOpenVINO(TargetContract):
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def target(self) -> Target:
         return OPENVINO
 
 
 class TestGeneric(TargetContract):
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def target(self) -> Target:
         return GENERIC
 

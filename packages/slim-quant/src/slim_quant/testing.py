@@ -48,12 +48,12 @@ class TargetNet(nn.Module):
 class TargetContract:
     """Inherit it and give ``target``."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def target(self) -> Target:
         """Return the target."""
         raise NotImplementedError
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def quantized(self, target: Target) -> QuantResult:
         torch.manual_seed(0)
         batches = [torch.randn(_SIZE) for _ in range(2)]

@@ -92,7 +92,7 @@ def test_blocks_come_closer_to_the_float_network_and_weights_are_on_their_grids(
     learned = correction.learned  # type: ignore[attr-defined]
     assert [item.unit for item in learned] == ["stem", "stage.0", "stage.1", "head"]
     assert all(item.error <= item.nearest for item in learned)
-    assert sum(item.error < 0.8 * item.nearest for item in learned) >= 2
+    assert sum(item.error < 0.95 * item.nearest for item in learned) >= 2
     for place in found.prepared.placement.weights:
         weight = found.prepared.graph.state_dict()[place.name]
         assert torch.equal(on_grid(weight, *found.weights[place.name], scheme, place.along(scheme)), weight)

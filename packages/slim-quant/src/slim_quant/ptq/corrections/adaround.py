@@ -37,7 +37,7 @@ class AdaRound:
     stage: ClassVar[Stage] = "rounding"
 
     def __init__(
-        self, iterations: int = 1000, lr: float = 0.01, penalty: float = 0.1, warmup: float = 0.2,
+        self, iterations: int = 1000, lr: float = 0.01, penalty: float = 3.0, warmup: float = 0.2,
         samples: int = SAMPLES, batch: int = BATCH, memory_mib: int = MEMORY_MIB,
     ) -> None:  # fmt: skip
         self.options = LearningOptions(iterations, lr, penalty, warmup, samples=samples, batch=batch,

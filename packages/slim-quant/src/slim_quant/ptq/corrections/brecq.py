@@ -44,7 +44,7 @@ class BRECQ:
     name: ClassVar[str] = "brecq"
 
     def __init__(
-        self, iterations: int = 1000, lr: float = 0.01, penalty: float = 0.1, warmup: float = 0.2,
+        self, iterations: int = 1000, lr: float = 0.01, penalty: float = 3.0, warmup: float = 0.2,
         samples: int = SAMPLES, batch: int = BATCH, memory_mib: int = MEMORY_MIB, most_layers: int = 8,
         scale_lr: float = 0.001,
     ) -> None:  # fmt: skip
@@ -109,7 +109,7 @@ class QDrop(BRECQ):
     name: ClassVar[str] = "qdrop"
 
     def __init__(
-        self, drop: float = 0.5, iterations: int = 1000, lr: float = 0.01, penalty: float = 0.1, warmup: float = 0.2,
+        self, drop: float = 0.5, iterations: int = 1000, lr: float = 0.01, penalty: float = 3.0, warmup: float = 0.2,
         samples: int = SAMPLES, batch: int = BATCH, memory_mib: int = MEMORY_MIB, most_layers: int = 8,
         scale_lr: float = 0.001,
     ) -> None:  # fmt: skip

@@ -53,7 +53,7 @@ class LearningOptions:
 
     iterations: int = 1000
     lr: float = 0.01
-    penalty: float = 0.1
+    penalty: float = 3.0
     warmup: float = 0.2
     beta: tuple[float, float] = (20.0, 2.0)
     samples: int = SAMPLES

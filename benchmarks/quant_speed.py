@@ -95,7 +95,7 @@ def _made(path: Path, make: Any) -> Path | str:
     if not path.is_file():
         try:
             make(path)
-        except (SlimError, JobError, ImportError) as error:
+        except (SlimError, JobError) as error:
             say(f"  {path.name}: {error}")
             return str(error)
     return path
@@ -110,7 +110,7 @@ def _never_slower(
     model: nn.Module, pictures: torch.Tensor, runtime: str, whole: Path, arguments: argparse.Namespace, path: Path
 ) -> None:
     """Write what never_slower chooses for one picture at a time; float again, where nothing wins."""
-    from slim_quant.faster import never_slower
+    from slim_quant import never_slower
 
     found = never_slower(
         model, (pictures[:1],), runtime, batches=batches(pictures, 4), samples=PICTURES, batch_sizes=(1,),

@@ -86,9 +86,17 @@ def costs_of(
 
 
 def stored_bytes(count: int, shape: tuple[int, ...], scheme: Scheme, axis: int = 0) -> int:
-    """Return the bytes of a quantized weight in a checkpoint: integers, two to a byte up to 4 bits, and scales."""
+    """Return the bytes of a quantized weight in a checkpoint: integers, two to a byte up to 4 bits, and scales.
+
+    Args:
+        count: values.
+        shape: of the weight.
+        scheme: its scheme.
+        axis: of its output channels.
+    """
+    along = 1 if scheme.granularity == "per_group" else axis  # groups lie along the inputs
     scales = 1
-    for size in scale_shape(shape, scheme, axis):
+    for size in scale_shape(shape, scheme, along):
         scales *= size
     integers = (count + 1) // 2 if scheme.bits <= 4 and scheme.symmetric else count
     return integers + 4 * scales * (1 if scheme.symmetric else 2)
@@ -96,9 +104,10 @@ def stored_bytes(count: int, shape: tuple[int, ...], scheme: Scheme, axis: int =
 
 def _bytes(graph: ExportedModel, unit: Unit, bits: Sequence[Bits]) -> dict[str, float]:
     weights = [get_tensor(graph, name) for name in unit.weights]
+    axis = 1 if unit.op == "conv_transpose" else 0
     row = {FLOAT: float(sum(tensor.numel() * tensor.element_size() for tensor in weights))}
     for item in bits:
-        row[item.name] = float(sum(stored_bytes(w.numel(), tuple(w.shape), item.weight) for w in weights))
+        row[item.name] = float(sum(stored_bytes(w.numel(), tuple(w.shape), item.weight, axis) for w in weights))
     return row
 
 

@@ -143,19 +143,28 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def kept(path: Path | None) -> Iterator[None]:
-    """Turn Ctrl-C after the model was written into one line that says where it is.
+    """Turn Ctrl-C after the file was written in the block into one line that says where it is.
 
     Raises:
-        Interrupted: the user pressed Ctrl-C.
+        Interrupted: the user pressed Ctrl-C, and the file is there.
     """
+    before = _identity(path)
     try:
         yield
     except KeyboardInterrupt:
-        if path is None:
+        if path is None or _identity(path) == before:
             raise
         raise Interrupted(
             f"stopped; the quantized model is in {path}", hint=f"to go on: slim quant export {path} -o FILE.onnx"
         ) from None
+
+
+def _identity(path: Path | None) -> tuple[int, int] | None:
+    """Return what changes when a file is replaced; ``None``: there is none."""
+    if path is None or not path.exists():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def deliver(app: App, before: Workload, after: Workload, wanted: Wanted, target: str) -> dict[str, Any]:
@@ -169,16 +178,9 @@ def deliver(app: App, before: Workload, after: Workload, wanted: Wanted, target:
         target: the runtime's name.
     """
     data: dict[str, Any] = {"target": target, "float_bytes": tensor_bytes(before)}
-    if wanted.output is not None:
-        from slim_core.checkpoint import save
-
-        with writing(wanted.output):
-            save(after, wanted.output)
-        app.output.note(f"checkpoint written to {wanted.output}")
-        data["checkpoint"] = {"path": str(wanted.output), "bytes": wanted.output.stat().st_size}
     with kept(wanted.output):
         if wanted.output is not None:
-            data["float_checkpoint_bytes"] = _checkpoint_bytes(before)
+            data |= _saved(app, before, after, wanted.output)
         metrics = _metrics(app, before, after)
         if metrics:
             data["metrics"] = metrics
@@ -192,6 +194,16 @@ def deliver(app: App, before: Workload, after: Workload, wanted: Wanted, target:
             if wanted.measure:
                 data.update(_timed(app, before, after, path, Path(folder) / "float.onnx", wanted, target))
     return data
+
+
+def _saved(app: App, before: Workload, after: Workload, path: Path) -> dict[str, Any]:
+    from slim_core.checkpoint import save
+
+    with writing(path):
+        save(after, path)
+    app.output.note(f"checkpoint written to {path}")
+    checkpoint = {"path": str(path), "bytes": path.stat().st_size}
+    return {"checkpoint": checkpoint, "float_checkpoint_bytes": _checkpoint_bytes(before)}
 
 
 def exported(app: App, workload: Workload, path: Path, target: str, samples: int) -> dict[str, Any]:

@@ -10,9 +10,13 @@ from slim_quant.cli.delivery import kept, writing
 
 def test_ctrl_c_after_the_file_was_written_says_where_it_is(tmp_path) -> None:
     path = tmp_path / "int8.safetensors"
-    with pytest.raises(Interrupted) as error, kept(path):
+
+    def written() -> None:
         path.write_text("new")
         raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as error, kept(path):
+        written()
     assert str(path) in error.value.what
     assert error.value.hint == f"to go on: slim quant export {path} -o FILE.onnx"
 

@@ -23,7 +23,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> States:
         worker.start()
     results = dict(queue.get(timeout=240) for _ in workers)
     for worker in workers:
-        worker.join(30)
+        worker.join(120)
     assert all(worker.exitcode == 0 for worker in workers)
     return [results[rank] for rank in range(WORLD)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,16 +18,21 @@ from slim_core.workload import Transform
 from slim_quant import Scheme, prepare_qat
 from slim_quant.qat import transform_of
 from slim_quant.qat.record import QATReplayer
+from slim_quant.qat.spec import BatchNorm, Quantizer
 
 X = pictures(4, 1)[0]
 
 
+@cache
+def case_of(quantizer: Quantizer, batch_norm: BatchNorm) -> ReplayCase:
+    model = prepare_qat(mixed(), (X,), quantizer=quantizer, batch_norm=batch_norm)
+    return ReplayCase(QATReplayer(), transform_of(model), mixed, (X,), model)
+
+
 class TestReplayer(ReplayerContract):
-    @pytest.fixture(params=[("lsq+", "live"), ("moving_average", "folded"), ("pact", "batch")], scope="class")
+    @pytest.fixture(params=[("lsq+", "live"), ("moving_average", "folded"), ("pact", "batch")])
     def case(self, request: pytest.FixtureRequest) -> ReplayCase:
-        quantizer, batch_norm = request.param
-        model = prepare_qat(mixed(), (X,), quantizer=quantizer, batch_norm=batch_norm)
-        return ReplayCase(QATReplayer(), transform_of(model), mixed, (X,), model)
+        return case_of(*request.param)
 
 
 @pytest.fixture(scope="module")

@@ -248,7 +248,7 @@ def _clip(node: fx.Node) -> tuple[float, float] | None:
     if name == "aten.relu6.default":
         return 0.0, 6.0
     if name == "aten.hardtanh.default":
-        low, high = (*ends, *(-1.0, 1.0)[len(ends) :])
+        low, high = [*ends, *(-1.0, 1.0)[len(ends) :]]
         return float(low), float(high)  # type: ignore[arg-type]
     return None
 

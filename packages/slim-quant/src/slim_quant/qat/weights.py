@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from slim_quant.fold import folded
 from slim_quant.observers import weight_range
 from slim_quant.qat.activations import ActivationQuantizer, gradient_factor, positive
-from slim_quant.qat.functions import WeightOnGrid
+from slim_quant.qat.functions import WeightOnGrid, laid_out
 from slim_quant.schemes import SMALLEST_SCALE, Scheme, qparams
 
 #: gains below this count as 1 where a weight is divided by them: its channel is constant
@@ -106,16 +106,16 @@ class WeightQuantizer(nn.Module):
         assert var is not None  # noqa: S101
         if not (self.training and self.live):
             wide, moved = self.fold(weight, bias, mean, var, gain, shift)
-            return self.on_grid(wide, self._factor(gain, var)), moved
+            return laid_out(self.on_grid(wide, self._factor(gain, var)), weight), moved
         if self.norm.batch:
             assert values is not None  # noqa: S101
             own = self._statistics(values, weight, bias, mean, var)
             wide, moved = self.fold(weight, bias, *own, gain, shift)
-            return self.on_grid(wide, self._factor(gain, own[1])), moved
+            return laid_out(self.on_grid(wide, self._factor(gain, own[1])), weight), moved
         if self.own_grid or not self.quantizing or self.scheme is None:
             return self.on_grid(weight), bias
         factor = self._along(self._factor(gain, var), weight)
-        return self.on_grid(weight * factor) / factor, bias
+        return laid_out(self.on_grid(weight * factor) / factor, weight), bias
 
     def on_grid(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
         """Return the weight on its grid, with gradients.

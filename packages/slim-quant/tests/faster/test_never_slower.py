@@ -124,21 +124,25 @@ def test_where_nothing_wins_the_result_is_float_and_says_why() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.slow
 def test_ties_and_doubts_go_to_float(noise: float) -> None:
     tie = {"Conv": 10.0, "int8 Conv": 9.9 if noise == 0 else 8.0}  # one per cent, or within the noise
     assert decided(Clock(tie, noise=noise)).result is None
 
 
+@pytest.mark.slow
 def test_a_file_must_win_at_every_batch_size() -> None:
     assert decided(Clock(FAST, slow_batch=32), batch_sizes=(1,)).result is not None
     assert decided(Clock({**FAST, "int8 Conv": 6.0}, slow_batch=32)).result is None
 
 
+@pytest.mark.slow
 def test_the_same_clock_gives_the_same_model() -> None:
     one, other = decided(Clock(SWISH)), decided(Clock(SWISH))
     assert one.to_json() == other.to_json()
 
 
+@pytest.mark.slow
 def test_luck_at_the_first_timing_is_found_out() -> None:
     """A candidate that wins among many and not by itself is not kept."""
 

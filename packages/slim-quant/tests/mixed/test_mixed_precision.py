@@ -93,9 +93,10 @@ def test_a_smaller_budget_has_more_noise_and_none_is_an_error(model: nn.Module, 
     assert "allow fewer bits" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_goal_is_kept_and_a_looser_one_is_never_dearer(model: nn.Module) -> None:
     costs = []
-    for goal in (0.0, 0.5, 5.0, 100.0):
+    for goal in (0.0, 1.0, 100.0):
         found = chosen(model, max_drop=goal, options=["w2a8", "w4a8", "w8a8"])
         assert found.drop <= goal / 100 + 1e-9
         assert any(trial.built for trial in found.trials)

@@ -100,6 +100,21 @@ def test_ragged_and_odd_groups_are_right_in_every_form(
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+class Embeddings(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places, self.kinds = nn.Embedding(50, 32), nn.Embedding(9, 32), nn.Embedding(2, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.words(x) + self.places(torch.arange(x.shape[1])) + self.kinds(torch.zeros_like(x))
+
+
+def test_several_lookups_do_not_share_names(tmp_path: Path) -> None:
+    model = quantize_weights(Embeddings(), (tokens(),), bits=4).model
+    _, parity = written(model, tokens(), tmp_path, "openvino")
+    assert parity.max_diff < 1e-6
+
+
 def test_the_generic_form_is_onnx_alone(wide: Encoder, tmp_path: Path) -> None:
     model = quantize_weights(wide, (tokens(),), bits=4, skip=["words"]).model
     path, parity = written(model, tokens(), tmp_path, "generic")

@@ -266,7 +266,7 @@ class _Lowering:
         fresh: list[Any] = []
 
         def add(kind: str, inputs: list[str], **attributes: Any) -> str:
-            name = f"{result}_{len(fresh)}"
+            name = f"{result}_unpacked_{len(fresh)}"
             fresh.append(self.onnx.helper.make_node(kind, inputs, [name], **attributes))
             return name
 

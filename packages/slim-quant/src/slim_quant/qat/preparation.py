@@ -248,8 +248,8 @@ def _clip(node: fx.Node) -> tuple[float, float] | None:
     if name == "aten.relu6.default":
         return 0.0, 6.0
     if name == "aten.hardtanh.default":
-        low, high = [*ends, *(-1.0, 1.0)[len(ends) :]]
-        return float(low), float(high)  # type: ignore[arg-type]
+        given = dict(enumerate(ends))
+        return float(given.get(0, -1.0)), float(given.get(1, 1.0))  # type: ignore[arg-type]
     return None
 
 

@@ -81,7 +81,7 @@ def ptq_command(
         result, data["faster"] = _faster(app, workload, result, arguments, chosen, seed, wanted)
     if result is None:
         app.output.warn("nothing was quantized: what is written is the float model")
-        notes = [note for part in ("choice", "faster") for note in data.get(part, {}).get("notes", ())]
+        notes = list(data.get("choice", {}).get("notes", ()))  # those of "faster" are printed by themselves
         data |= {"layers": [], "notes": notes, "samples": asked.samples, "sqnr_db": None}
         after = workload
     else:

@@ -247,7 +247,7 @@ def test_a_model_that_was_compiled_in_place_is_exported(net: Net, tmp_path: Path
 
 
 def test_a_file_that_disagrees_is_an_error(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(proto: onnx.ModelProto) -> list[str]:
+    def spoil(proto: onnx.ModelProto, runtime: str) -> list[str]:
         bias = next(item for item in proto.graph.initializer if item.name == "head.bias")
         bias.raw_data = (np.frombuffer(bias.raw_data, np.float32) + 1).tobytes()
         return []

@@ -27,7 +27,7 @@ HEAVY = re.compile(
     r"(Fused|QLinear|Q|DynamicQuantize)?(Conv|ConvTranspose|Gemm|MatMul)(Integer)?(ToFloat)?(NBits)?\b"
     r"|(Convolution|GroupConvolution|Deconvolution|FullyConnected|MatMul)\b"
 )
-CASTS = re.compile(r"(De|Dynamic)?QuantizeLinear\b|FakeQuantize\b|Convert\b")
+CASTS = re.compile(r"(Q|Deq|DynamicQ)uantizeLinear\b|FakeQuantize\b|Convert\b")
 #: microseconds of a conversion between float and integers where a profile has none
 CAST_US = 3.0
 

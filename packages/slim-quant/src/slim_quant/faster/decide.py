@@ -203,7 +203,9 @@ class _Work:
         whole = self._time([INTEGERS])[0]
         if self._wins(whole.ratios):
             return self._keep(whole, [f"the quantized file wins: {describe(whole.ratios)}"])
-        notes = [f"wholly quantized the file does not win ({describe(whole.ratios)}): parts of it are left in float"]
+        notes = [
+            f"wholly quantized the file does not win for certain ({describe(whole.ratios)}): parts are left in float"
+        ]
         for name, skip in self._guesses().items():
             self._add(folder, name, skip)
         names = [name for name in self.files if name != FLOAT]

@@ -75,7 +75,8 @@ def test_other_kernels_in_another_round_are_no_measurement() -> None:
 def test_independent_kernels_may_run_in_another_order_in_another_round() -> None:
     turned = sample(1, 2.0)
     turned["kernels"] = turned["kernels"][::-1]
-    assert table_of("d", [header(), sample(0, 2.0), turned]) == table_of("d", [header(), sample(0, 2.0), sample(1, 2.0)])
+    expected = table_of("d", [header(), sample(0, 2.0), sample(1, 2.0)])
+    assert table_of("d", [header(), sample(0, 2.0), turned]) == expected
 
 
 @pytest.mark.parametrize(

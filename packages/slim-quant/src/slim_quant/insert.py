@@ -180,7 +180,7 @@ def _after(node: fx.Node) -> fx.Node:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Tell whether ``model`` holds fake-quantizers or packed weights, or is prepared for training-aware quantization."""
+    """Tell whether ``model`` holds fake-quantizers or packed weights, or is prepared for training with them."""
     if any("_packed_layouts" in vars(module) for module in model.modules()):
         return True
     if not isinstance(model, fx.GraphModule):

@@ -105,9 +105,12 @@ def is_operator(node: fx.Node, word: str) -> bool:
     """Tell whether ``node`` is an operator that is called ``word``."""
     name = op_name(node)
     if word == DEPTHWISE:
-        value = getattr(node.args[0], "meta", {}).get("val") if node.args else None
+        source = node.args[0] if node.args else None
+        value = source.meta.get("val") if isinstance(source, fx.Node) else None
         groups = node.args[6] if len(node.args) > 6 else 1
-        return is_operator(node, "conv") and value is not None and groups != 1 and bool(groups == value.shape[1])
+        if value is None or groups == 1 or groups != value.shape[1]:
+            return False
+        return is_operator(node, "conv")
     return name == word or any(name.startswith(prefix) for prefix in OPERATORS.get(word, ()))
 
 

@@ -89,7 +89,7 @@ class TargetContract:
         with torch.device("meta"):
             model = TargetNet()
         again = StaticReplayer().replay(model, quantized.transform, (torch.empty(_SIZE, device="meta"),))
-        assert again.code == quantized.model.code  # type: ignore[union-attr]
+        assert again.code == quantized.model.code
 
     def test_it_trains(self, quantized: QuantResult) -> None:
         quantized.model(torch.randn(_SIZE)).square().sum().backward()

@@ -44,7 +44,7 @@ def test_the_file_computes_what_the_checkpoint_simulates(checkpoint, trained, tm
 def test_without_data_one_example_is_compared_and_another_target_remarked_upon(checkpoint, tmp_path) -> None:
     status, out, err = slim("quant", "export", checkpoint, "-o", tmp_path / "a.onnx", "--target", "openvino")
     assert status == 0, err
-    assert "of 1 samples" in out
+    assert "of 1 samples" in " ".join(out.split())
     assert str(tmp_path / "a.onnx") in out.replace("\n", "")
     assert "placed for onnxruntime" in err
     assert "slim quant ptq --target openvino" in err

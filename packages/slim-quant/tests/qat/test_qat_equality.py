@@ -62,9 +62,14 @@ def test_overrides_and_skips_reach_the_graph() -> None:
 
 def test_before_training_it_is_what_post_training_quantization_gives() -> None:
     net = mixed()
-    model = prepare_qat(net, (X,), calibration=[X], observer="min_max")
-    ptq = quantize(net, [X], example_inputs=(X,), observer="min_max", samples=8)
-    torch.testing.assert_close(model.eval()(X), ptq.model(X), rtol=0, atol=1e-5)
+    trained = convert(prepare_qat(net, (X,), calibration=[X], observer="min_max")).model.state_dict()
+    posterior = quantize(net, [X], example_inputs=(X,), observer="min_max", samples=8).model.state_dict()
+    assert trained.keys() == posterior.keys()
+    for name, value in posterior.items():
+        if "activation_quant" in name and name.endswith("scale"):  # ranges are seen behind quantized weights here
+            torch.testing.assert_close(trained[name], value, rtol=5e-3, atol=0)
+        elif name.endswith(("weight", "weight_scale")):
+            assert torch.equal(trained[name], value), name
 
 
 def test_the_int8_file_agrees_with_the_simulation(tmp_path: Path) -> None:

@@ -37,10 +37,10 @@ from quantizing.common import (
     calibration,
     float_file,
     held_out,
-    job,
     ours,
     outputs,
     parser,
+    peer_file,
     saved,
     say,
     scheme,
@@ -180,7 +180,8 @@ def peer(
             task = {"do": "quantize", "side": side, "model": {"float": str(base.float_path)}, "data": str(data),
                     "output": str(output), "options": options}  # fmt: skip
             output.parent.mkdir(parents=True, exist_ok=True)
-            done = job(arguments.peers, task, threads=arguments.threads)
+            done = peer_file(arguments.peers, task, threads=arguments.threads)
+            row["note"] = done["note"] or row.get("note")
             row["seconds"][side] = done["seconds"]
             row["versions"] |= done["versions"]
         row["top1"][runtime] = judged(base, output, runtime, arguments.threads)

@@ -33,10 +33,10 @@ from quantizing.common import (
     Rows,
     batches,
     float_file,
-    job,
     ours,
     outputs,
     parser,
+    peer_file,
     saved,
     say,
     simulated,
@@ -152,7 +152,8 @@ def run(
                 data = saved(pictures, "photographs")
                 task = {"do": "quantize", "side": side, "model": {"float": str(whole)}, "data": str(data),
                         "output": str(path), "options": options}  # fmt: skip
-                done = job(arguments.peers, task, threads=arguments.threads)
+                done = peer_file(arguments.peers, task, threads=arguments.threads)
+                row["note"] = done["note"] or row.get("note")
                 row["seconds"][side] = done["seconds"]
                 row["versions"] |= done["versions"]
         row["bytes"][runtime] = size_of(path)

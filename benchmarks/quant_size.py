@@ -69,8 +69,9 @@ def networks(name: str, arguments: Any) -> list[dict[str, Any]]:
         output = folder / f"{kind}{suffix}"
         task = {"do": "quantize", "side": kind, "model": {"float": str(whole)}, "data": data, "output": str(output)}
         try:
-            job(arguments.peers, task, threads=arguments.threads)
-            found.append({"model": name, "what": what, "onnx_bytes": size_of(output), "checkpoint_bytes": None})
+            done = job(arguments.peers, task, threads=arguments.threads)
+            found.append({"model": name, "what": what, "onnx_bytes": size_of(output), "checkpoint_bytes": None,
+                          "versions": done["versions"]})  # fmt: skip
         except JobError as error:
             found.append({"model": name, "what": what, "error": str(error)})
     return found

@@ -29,9 +29,9 @@ from quantizing.common import (
     Rows,
     batches,
     float_file,
-    job,
     ours,
     parser,
+    peer_file,
     saved,
     say,
     size_of,
@@ -124,7 +124,8 @@ def _never_slower(
 
 
 def _peer(task: dict[str, Any], arguments: argparse.Namespace, path: Path) -> None:
-    job(arguments.peers, {**task, "output": str(path)}, threads=arguments.threads)
+    done = peer_file(arguments.peers, {**task, "output": str(path)}, threads=arguments.threads)
+    write_json(path.with_suffix(".json"), {"note": done["note"], "versions": done["versions"]})
 
 
 def choice(path: Path | str) -> dict[str, Any] | None:
@@ -150,6 +151,11 @@ def timed(name: str, runtime: str, made: dict[str, Any], side: int, arguments: a
     measurement = measure(
         candidates, inputs, rounds=arguments.rounds, threads=arguments.threads, budget_s=arguments.budget
     )
+    peers = {
+        name: json.loads(made[name].with_suffix(".json").read_text())
+        for name in ("quantize_static", "nncf, onnx", "nncf, openvino")
+        if name in candidates
+    }
     return {
         "model": name,
         "side": side,
@@ -159,7 +165,8 @@ def timed(name: str, runtime: str, made: dict[str, Any], side: int, arguments: a
         "confidence": measurement.confidence,
         "notes": list(measurement.notes),
         "missing": missing,
-        "never_slower": choice(made["slim, never slower"]),
+        "peer_notes": {name: item["note"] for name, item in peers.items() if item["note"]},
+        "versions": {key: value for item in peers.values() for key, value in item["versions"].items()},
         "bytes": {candidate: size_of(path) for candidate, path in made.items() if not isinstance(path, str)},
         "precision": {timing.name: timing.info.get("settings", {}).get("precision") for timing in measurement.timings},
         "timings": {

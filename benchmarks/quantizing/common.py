@@ -247,6 +247,31 @@ def job(python: str, task: Mapping[str, Any], *, threads: int, timeout: float = 
     return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
 
 
+def peer_file(python: str, task: Mapping[str, Any], *, threads: int) -> dict[str, Any]:
+    """Run a job that writes a file, and see that the file runs.
+
+    NNCF's ONNX backend may quantize activations of depthwise convolutions per channel, which onnxruntime refuses; such
+    a model is quantized again with activations per tensor, and ``note`` says so.
+
+    Raises:
+        JobError: the job failed, or its file does not run either way.
+    """
+    sample = np.array(np.load(task["data"], mmap_mode="r")[:1])
+    runtime = "openvino" if task["side"] == "nncf-openvino" else "onnxruntime"
+    for more in ({}, {"per_tensor_activations": True}):
+        done = job(python, {**task, "options": {**task.get("options", {}), **more}}, threads=threads)
+        try:
+            runner(Path(task["output"]), runtime, threads)(sample)
+        except Exception as error:  # the runtimes have their own classes
+            why = f"{runtime} does not run the file of {task['side']}: {last_words(str(error))}"
+            if more or task["side"] != "nncf-onnx":
+                Path(task["output"]).unlink(missing_ok=True)
+                raise JobError(why) from error
+        else:
+            return {**done, "note": "activations per tensor: else onnxruntime does not run the file" if more else None}
+    raise AssertionError("unreachable")
+
+
 def environment(threads: int) -> dict[str, str]:
     """Return the variables of a job: as many threads as asked for, and this checkout's packages."""
     paths = [str(path) for path in sorted(HERE.parent.glob("packages/*/src"))]

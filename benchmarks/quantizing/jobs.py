@@ -156,6 +156,9 @@ def _nncf_options(task: dict[str, Any], pictures: Any) -> dict[str, Any]:
         "subset_size": -(-len(pictures) // task.get("batch", 1)),
         "fast_bias_correction": options.get("fast_bias_correction", True),
     }
+    if options.get("per_tensor_activations"):
+        plain = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)
+        found["advanced_parameters"] = nncf.AdvancedQuantizationParameters(activations_quantization_params=plain)
     if "preset" in options:
         found["preset"] = getattr(nncf.QuantizationPreset, options["preset"].upper())
     return found

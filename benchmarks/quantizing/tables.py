@@ -87,13 +87,16 @@ def quant_speed(data: dict[str, Any]) -> str:
             [(row["model"], f"{row['timings']['float32']['median_ms']:.2f}",
               *(_times(row["timings"].get(name)) for name in names)) for row in rows],
         ))  # fmt: skip
+    notes = sorted({f"{name}: {note}" for row in data["rows"] for name, note in row["peer_notes"].items()})
     busy = [row["others_busy_cores"] or 0.0 for row in data["rows"]]
     rounds = min(row["rounds"] for row in data["rows"])
     sides = " and ".join(sorted({f"{row['side']}x{row['side']}" for row in data["rows"]}))
     found.append(
         f"How many times as fast as the same runtime's float32, the median of at least {rounds} interleaved rounds "
         f"with its 95 % interval; {sides}, batch 1, random weights. *Again* is the float32 file a second time. Other "
-        f"processes used {min(busy):.1f} to {max(busy):.1f} cores meanwhile. {where(data)}"
+        f"processes used {min(busy):.1f} to {max(busy):.1f} cores meanwhile. "
+        + "".join(f"{note}. " for note in notes)
+        + where(data)
     )
     return "\n\n".join(found)
 
@@ -123,14 +126,15 @@ def quant_calibration(data: dict[str, Any]) -> str:
     rows = []
     for line in lines:
         if "error" in line:
-            rows.append((line["case"], line["side"], f"refused: {line['error'][:80]}", *[MISSING] * 4))
+            rows.append((line["case"], line["side"], f"refused: {line['error'][:80]}", *[MISSING] * 6))
             continue
         ours = next(
             (x for x in lines if x["case"] == line["case"] and x["side"] == "slim, mse" and "error" not in x), None
         )
-        ratios = [f"{ours[key] / line[key]:.2f}" if ours else MISSING for key in ("seconds", "cpu_seconds")]
-        rows.append((line["case"], line["side"], f"{line['seconds']:.1f}", ratios[0], f"{line['cpu_seconds']:.1f}",
-                     ratios[1], f"{line['peak_mb']:,.0f}"))  # fmt: skip
+        cells: list[object] = [line["case"], line["side"]]
+        for key in ("seconds", "cpu_seconds", "whole_seconds"):
+            cells += [f"{line[key]:.1f}", f"{ours[key] / line[key]:.2f}" if ours else MISSING]
+        rows.append((*cells, f"{line['peak_mb']:,.0f}"))
     rounds = max(line["rounds"] for line in lines)
     pictures = {row["case"]: row["pictures"] for row in data["rows"]}
     note = (
@@ -139,7 +143,20 @@ def quant_calibration(data: dict[str, Any]) -> str:
         f"resident size, the pictures and the runtimes included. {where(data)}"
     )
     return (
-        table(("case", "side", "s", "ours (mse) against it", "CPU s", "ours against it", "peak memory, MB"), rows)
+        table(
+            (
+                "case",
+                "side",
+                "s",
+                "ours (mse) against it",
+                "CPU s",
+                "ours against it",
+                "PyTorch model to int8 file, s",
+                "ours against it",
+                "peak memory, MB",
+            ),
+            rows,
+        )
         + note
     )
 

@@ -96,10 +96,10 @@ def test_a_comparison_finds_differences(model: nn.Module, path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "name", "width", "integer"),
     [
-        ("mobilenet_v1", "mobilenet_v1", 0.25, {"QLinearConv": 27, "QGemm": 1}),
+        pytest.param("mobilenet_v1", "mobilenet_v1", 0.25, {"QLinearConv": 27, "QGemm": 1}, marks=pytest.mark.long),
         ("mobilenet_v2", "mobilenet_v2", 0.25, {"QLinearConv": 52, "QGemm": 1, "QLinearAdd": 11}),
         ("resnet", "resnet20", 0.5, {"QLinearConv": 21, "QGemm": 1, "QLinearAdd": 9}),
-        ("vgg", "vgg11", 0.125, {"QLinearConv": 8, "QGemm": 1}),
+        pytest.param("vgg", "vgg11", 0.125, {"QLinearConv": 8, "QGemm": 1}, marks=pytest.mark.long),
     ],
 )
 @pytest.mark.slow

@@ -85,9 +85,11 @@ def test_openvino_keeps_the_integers_and_agrees(wide: Encoder, bits: int, kept: 
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("bits", "group", "symmetric"), [(3, 20, True), (2, 48, False)])
+@pytest.mark.parametrize(("bits", "group", "symmetric"), [
+    (3, 20, True), pytest.param(2, 48, False, marks=pytest.mark.long)
+])  # fmt: skip
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "generic"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", pytest.param("generic", marks=pytest.mark.long)])
 def test_ragged_and_odd_groups_are_right_in_every_form(
     bits: int, group: int, symmetric: bool, runtime: str, tmp_path: Path
 ) -> None:

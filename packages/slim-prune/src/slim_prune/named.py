@@ -1,6 +1,6 @@
-"""Things that are named with options, ``{"name": "l1", "normalize": "max"}``: taking them apart and binding options.
+"""Binding the options of functions that are named with them, ``{"name": "l1", "normalize": "max"}``.
 
-Criteria and allocations share this. Not here: looking a name up.
+Criteria and allocations share this. Not here: looking a name up, and taking it apart (``slim_core.named``).
 """
 
 from __future__ import annotations
@@ -13,26 +13,6 @@ from typing import Any, TypeVar
 from slim_core.errors import SlimError, close_match
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def split(value: str | Mapping[str, Any], what: str, example: str) -> tuple[str, dict[str, Any]]:
-    """Return name and options of ``"name"`` or ``{"name": …, **options}``.
-
-    Args:
-        value: the name, alone or with options.
-        what: for the error: ``"an allocation"``.
-        example: for the error.
-
-    Raises:
-        SlimError: there is no name.
-    """
-    if isinstance(value, str):
-        return value, {}
-    options = dict(value) if isinstance(value, Mapping) else {}
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise SlimError(f"{what} with options needs a name", hint=f"write {example}")
-    return name, options
 
 
 def with_options(name: str, function: F, options: Mapping[str, Any], kind: str) -> tuple[str, F]:

@@ -1,4 +1,4 @@
-"""Names with options, as configurations write them: ``"mse"`` or ``{"name": "percentile", "share": 0.999}``."""
+"""Making what a configuration names with options, such as ``{"name": "percentile", "share": 0.999}``."""
 
 from __future__ import annotations
 
@@ -9,29 +9,6 @@ from typing import Any, TypeVar
 from slim_core.errors import SlimError, close_match
 
 T = TypeVar("T")
-
-#: A registered name, alone or with options.
-Named = str | Mapping[str, Any]
-
-
-def split(value: Named, what: str, example: str) -> tuple[str, dict[str, Any]]:
-    """Return name and options.
-
-    Args:
-        value: the name, alone or with options.
-        what: for the error: ``"an observer"``.
-        example: for the error.
-
-    Raises:
-        SlimError: there is no name.
-    """
-    if isinstance(value, str):
-        return value, {}
-    options = dict(value) if isinstance(value, Mapping) else {}
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise SlimError(f"{what} with options needs a name", hint=f"write {example}")
-    return name, options
 
 
 def build(name: str, maker: Callable[..., T], options: Mapping[str, Any], kind: str) -> T:

@@ -42,6 +42,14 @@ _WEIGHTED = ("conv", "conv_transpose", "linear", "embedding")
 _FEW = 20
 
 
+def no_layer(what: str, pattern: str | None, layers: Sequence[str]) -> PatternError:
+    """Return the error of ``what`` (``"skip pattern 'x'"``) that matches no layer; it names layers that there are."""
+    near = close_match(pattern, layers) if pattern is not None else ""
+    more = f" and {len(layers) - _FEW} more" if len(layers) > _FEW else ""
+    hint = f"{near} layers: {', '.join(layers[:_FEW])}{more}".strip()
+    return PatternError(f"{what} matches no layer", hint=hint)
+
+
 @dataclass(frozen=True, slots=True)
 class Override:
     """Settings for the layers that match.
@@ -131,8 +139,7 @@ def matched(overrides: Iterable[Override], nodes: Sequence[fx.Node]) -> list[tup
             named = [node for node in nodes if item.op is None or is_operator(node, item.op)] or nodes
             layers = list(dict.fromkeys(layer_name(node) for node in sorted(named, key=_has_no_weight)))
             what = f"skip pattern {item}" if item.skip else f"override {item}"
-            near = close_match(item.match, layers) if item.match is not None else ""
-            raise PatternError(f"{what} matches no layer", hint=f"{near} layers: {', '.join(layers[:_FEW])}".strip())
+            raise no_layer(what, item.match, layers)
         found.append((item, hits))
     return found
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from slim_core.errors import DataError, ModelError, SlimError
 from slim_core.graph.export import ExportedModel, export_graph
+from slim_core.named import Named
 from slim_core.progress import Progress, SilentProgress
 from slim_core.workload import Inputs
 from slim_quant.biases import hold_bias, round_biases
@@ -23,7 +24,6 @@ from slim_quant.fold import fold_batch_norms
 from slim_quant.graph import get_tensor, op_name, tap
 from slim_quant.insert import insert, is_quantized
 from slim_quant.layerwise import Comparison, Outputs, compare_layers
-from slim_quant.named import Named
 from slim_quant.observers import Observer, make_observer, weight_range
 from slim_quant.observers.reducing import reduce_sum
 from slim_quant.overrides import Override, matched, skipping

@@ -12,14 +12,12 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, fx
 
-from slim_core.errors import PatternError, SlimError, close_match
+from slim_core.errors import SlimError
 from slim_core.graph.export import ExportedModel
 from slim_quant.graph import get_tensor, layer_name, op_name
-from slim_quant.overrides import DEPTHWISE, OPERATORS, is_operator
+from slim_quant.overrides import DEPTHWISE, OPERATORS, is_operator, no_layer
 from slim_quant.placement import Placement, quantizable
 from slim_quant.targets import CLIPPING, Target
-
-_FEW = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +150,7 @@ def _grouped(single: Sequence[Unit], groups: Mapping[str, Sequence[str]]) -> tup
         for pattern in patterns:
             hits = [unit for unit in single if any(fnmatchcase(name, pattern) for name in (unit.name, *unit.nodes))]
             if not hits:
-                hint = f"{close_match(pattern, names)} layers: {', '.join(names[:_FEW])}".strip()
-                raise PatternError(f"pattern '{pattern}' of group '{group}' matches no layer", hint=hint)
+                raise no_layer(f"pattern '{pattern}' of group '{group}'", pattern, names)
             members += [unit for unit in hits if unit not in members]
         made.append(_together(group, "group", members))
     return tuple(made)

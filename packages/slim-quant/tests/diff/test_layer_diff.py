@@ -11,7 +11,7 @@ from quant_nets import Residual, pictures, settle
 from torch import Tensor, nn
 
 import slim_quant
-from slim_core.errors import DataError, ModelError
+from slim_core.errors import DataError, ModelError, PatternError
 from slim_core.graph.export import ExportedModel, export_graph
 from slim_core.report.plots import Bars, Histogram, read_plots
 from slim_quant import QuantResult, quantize
@@ -202,6 +202,22 @@ def test_what_cannot_be_compared(model: nn.Module, result: QuantResult) -> None:
         slim_quant.diff(result.model, result, [X])
     with pytest.raises(DataError, match="nothing to compare on"):
         slim_quant.diff(model, result, [])
+
+
+def test_another_model_is_told_from_the_one_that_was_quantized(result: QuantResult) -> None:
+    wider, other = Residual(), nn.Conv2d(3, 4, 1)
+    wider.head = nn.Linear(wider.head.in_features, 7)
+    with pytest.raises(ModelError, match=r"not the same: 'head\.bias' is \(7,\) in the float model and \(10,\)"):
+        slim_quant.diff(wider, result, [X])
+    with pytest.raises(ModelError, match=r"not the same: the quantized one has no '(weight|bias)'"):
+        slim_quant.diff(other, result, [X])
+
+
+def test_a_glob_that_matches_nothing_says_how_many_layers_there_are() -> None:
+    deep = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(24)))
+    with pytest.raises(PatternError, match=r"skip pattern 'none\*' matches no layer") as caught:
+        quantize(deep, [X], example_inputs=(X[:1],), skip=["none*"])
+    assert str(caught.value.hint).endswith(", 19 and 4 more")
 
 
 def test_the_models_stay_as_they_are(model: nn.Module, result: QuantResult) -> None:

@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from slim_core.named import split
 from slim_prune.costs import installed
-from slim_prune.named import label_of, split, with_options
+from slim_prune.named import label_of, with_options
 from slim_prune.plugin import ALLOCATIONS
 
 if TYPE_CHECKING:

@@ -30,9 +30,10 @@ from torch import Tensor
 
 from slim_core.errors import SlimError
 from slim_core.graph.types import ChannelGroup
+from slim_core.named import split
 from slim_prune.costs import installed
 from slim_prune.errors import PlanError
-from slim_prune.named import label_of, split, with_options
+from slim_prune.named import label_of, with_options
 from slim_prune.plugin import IMPORTANCES
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from slim_core.errors import ModelError
 from slim_core.graph.export import ExportedModel
-from slim_quant.graph import flat_inputs, get_tensor, op_name
+from slim_quant.graph import flat_inputs, get_tensor, op_name, owner_of
 from slim_quant.targets import CLIPPING, PASSING
 
 Line = Literal["float", "quantized", "rounded", "alone"]
@@ -77,6 +77,7 @@ class Lockstep:
         self.reference, self.quantized = reference, quantized
         self.known = {node.name: node for node in reference.graph.nodes}
         self.nodes = {node.name: node for node in quantized.graph.nodes}
+        _require_same(reference, quantized)
         self.fixed = _fixed(quantized)
         self.layers = tuple(self._layers())
         self.rounding = tuple(
@@ -186,9 +187,8 @@ class Lockstep:
         for layer in self.layers:
             theirs, own = self.nodes[layer.node], self.known[layer.node]
             if op_name(theirs) != op_name(own):
-                raise ModelError(
-                    f"'{layer.node}' is {op_name(own)} in the float model and {op_name(theirs)} in the quantized one",
-                    hint="compare a quantized model with the float model that it was made of",
+                raise _other(
+                    f"'{layer.node}' is {op_name(own)} in the float model and {op_name(theirs)} in the quantized one"
                 )
         return steps
 
@@ -219,6 +219,29 @@ class Lockstep:
         for key, number in last.items():
             freed[number].append(key)
         return freed
+
+
+def _require_same(reference: ExportedModel, quantized: ExportedModel) -> None:
+    """Compare what the graphs read of their state: a quantized graph may read more, but nothing else of that name.
+
+    Raises:
+        ModelError: something is missing, or has another shape.
+    """
+    ours, theirs = ({owner for node in graph.graph.nodes if (owner := owner_of(node)) is not None}
+                    for graph in (reference, quantized))  # fmt: skip
+    for name in sorted(ours):
+        if name not in theirs:
+            raise _other(f"the quantized one has no '{name}'")
+        own, other = (tuple(get_tensor(graph, name).shape) for graph in (reference, quantized))
+        if own != other:
+            raise _other(f"'{name}' is {own} in the float model and {other} in the quantized one")
+
+
+def _other(what: str) -> ModelError:
+    return ModelError(
+        f"the models are not the same: {what}",
+        hint="compare a quantized model with the float model that it was made of",
+    )
 
 
 def _fixed(graph: ExportedModel) -> frozenset[str]:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from slim_core.errors import ModelError, PatternError, SlimError, close_match
+from slim_core.errors import ModelError, SlimError
 from slim_core.graph.isolate import unwrap
 from slim_core.modes import evaluating
 from slim_core.progress import Progress, SilentProgress
@@ -20,7 +20,7 @@ from slim_quant.dynamic.linear import seen_products
 from slim_quant.dynamic.record import describe
 from slim_quant.dynamic.recurrent import recurrent_obstacle
 from slim_quant.dynamic.rounding import Activations
-from slim_quant.overrides import Override
+from slim_quant.overrides import Override, no_layer
 from slim_quant.result import QuantReport
 from slim_quant.schemes import WEIGHT, Scheme, sqnr_db
 from slim_quant.weight_only.comparing import compare_modules
@@ -162,8 +162,7 @@ def _check_patterns(
     for option, pattern, op in [*wanted, *(("override", item.match or "*", item.op) for item in overrides)]:
         hits = [group for group, own in layers.items() if _hits(group, pattern) and op in (None, own)]
         if not hits:
-            hint = f"{close_match(pattern, names)} layers: {', '.join(names[:20])}".strip()
-            raise PatternError(f"{option} pattern '{pattern}' matches no layer", hint=hint)
+            raise no_layer(f"{option} pattern '{pattern}'", pattern, names)
 
 
 def _scheme(

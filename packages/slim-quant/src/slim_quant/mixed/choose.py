@@ -17,6 +17,7 @@ from torch import nn
 
 from slim_core.budget import Bound, parse_budget
 from slim_core.errors import BudgetError, SlimError
+from slim_core.named import Named
 from slim_core.progress import Progress, SilentProgress
 from slim_core.registry import Registry
 from slim_core.workload import DataSource, Inputs, Task
@@ -25,7 +26,6 @@ from slim_quant.calibration import CalibrationData
 from slim_quant.mixed.costs import costs_of
 from slim_quant.mixed.judge import EPS, Judge, Settings, Trial
 from slim_quant.mixed.search import Search
-from slim_quant.named import Named
 from slim_quant.ptq.static import quantize
 from slim_quant.result import QuantResult
 from slim_quant.schemes import ACTIVATION, WEIGHT, Scheme

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from slim_core.errors import UnknownNameError, close_match
-from slim_quant.named import Named, build, split
+from slim_core.named import Named, split
+from slim_quant.named import build
 from slim_quant.schemes import Scheme
 
 #: names of the observers, for configurations and messages

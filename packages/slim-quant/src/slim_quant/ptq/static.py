@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from slim_core.named import Named
 from slim_core.progress import Progress, SilentProgress
 from slim_core.registry import Registry
 from slim_core.workload import Inputs
 from slim_quant.calibration import CalibrationData
 from slim_quant.layerwise import Outputs
-from slim_quant.named import Named
 from slim_quant.observers import check_observer
 from slim_quant.overrides import Override
 from slim_quant.preparation import COMPARED, calibrate, finish, prepare

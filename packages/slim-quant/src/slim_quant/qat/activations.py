@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from slim_quant.named import Named
+from slim_core.named import Named
 from slim_quant.observers import Observer, make_observer
 from slim_quant.qat.functions import LEAST_SCALE, Clip, FakeQuantize, LearnedFakeQuantize, Relative
 from slim_quant.schemes import Scheme, qparams

@@ -11,12 +11,12 @@ from torch import Tensor, fx, nn
 
 from slim_core.errors import DataError, ModelError
 from slim_core.graph.export import ExportedModel
+from slim_core.named import Named
 from slim_core.workload import Inputs
 from slim_quant.biases import hold_bias
 from slim_quant.calibration import CalibrationData
 from slim_quant.fold import fold_batch_norms
 from slim_quant.graph import get_tensor, op_name, owner_of, read_tensor, weight_position
-from slim_quant.named import Named
 from slim_quant.preparation import Calibrated, Prepared, calibrate, finish
 from slim_quant.qat.activations import ActivationQuantizer
 from slim_quant.qat.phases import META, detach, phase_of, prepared_model

@@ -19,10 +19,10 @@ from slim_core.checkpoint.state import plain_model
 from slim_core.errors import DataError, ModelError
 from slim_core.graph.export import ExportedModel
 from slim_core.modes import evaluating
+from slim_core.named import Named
 from slim_core.progress import Progress, SilentProgress
 from slim_core.workload import call
 from slim_quant.calibration import batch_size
-from slim_quant.named import Named
 from slim_quant.qat.activations import ActivationQuantizer, BatchQuantizer, MovingAverageQuantizer
 from slim_quant.qat.weights import LiveNorm, WeightQuantizer
 from slim_quant.schemes import Scheme, qparams

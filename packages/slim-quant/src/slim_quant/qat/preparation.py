@@ -15,12 +15,12 @@ from torch import fx, nn
 
 from slim_core.errors import ModelError, SlimError
 from slim_core.graph.export import ExportedModel, export_graph
+from slim_core.named import Named
 from slim_core.progress import Progress
 from slim_core.workload import Inputs
 from slim_quant.calibration import CalibrationData
 from slim_quant.fold import BATCH_NORM, FOLDABLE, fold_batch_norms, obstacle
 from slim_quant.graph import argument, get_tensor, op_name, owner_of, read_tensor, weight_position
-from slim_quant.named import Named
 from slim_quant.observers import check_observer
 from slim_quant.overrides import Override
 from slim_quant.placement import ActivationPlace, Placement, WeightPlace

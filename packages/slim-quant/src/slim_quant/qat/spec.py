@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from slim_core.errors import SlimError, close_match
-from slim_quant.named import Named
+from slim_core.named import Named
 from slim_quant.placement import Placement
 from slim_quant.qat.activations import DECAY
 from slim_quant.schemes import ACTIVATION, Scheme

@@ -17,12 +17,12 @@ from torch import nn
 
 from slim_core.errors import PatternError, SlimError, close_match
 from slim_core.graph.export import ExportedModel, export_graph
+from slim_core.named import Named
 from slim_core.progress import Progress, SilentProgress
 from slim_core.training.state import digest as state_digest
 from slim_core.workload import DataSource, Inputs, Task, tensors_of
 from slim_quant.bits import Bits, parse_bits
 from slim_quant.calibration import CalibrationData
-from slim_quant.named import Named
 from slim_quant.overrides import Override
 from slim_quant.preparation import Calibrated, calibrate, prepare
 from slim_quant.schemes import ACTIVATION, WEIGHT, Scheme

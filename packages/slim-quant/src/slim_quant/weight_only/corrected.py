@@ -13,12 +13,12 @@ from torch import nn
 
 from slim_core.errors import DataError, SlimError
 from slim_core.graph.export import export_graph
+from slim_core.named import Named
 from slim_core.progress import Progress
 from slim_core.registry import Registry
 from slim_core.workload import Inputs
 from slim_quant.calibration import CalibrationData
 from slim_quant.graph import get_tensor
-from slim_quant.named import Named
 from slim_quant.placement import Placement, place
 from slim_quant.preparation import Prepared, calibrate
 from slim_quant.ptq.corrections.base import Correction, CorrectionContext, make_correction

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from slim_core.errors import PatternError, close_match
 from slim_core.graph.isolate import unwrap
 from slim_core.graph.record import record
 from slim_core.graph.rules import builtin_rules
 from slim_core.graph.types import Node, Ref
 from slim_core.workload import Inputs
+from slim_quant.overrides import no_layer
 from slim_quant.weight_only.packed import obstacle
 
 Kind = Literal["linear", "embedding"]
@@ -101,8 +101,7 @@ def chosen(sites: Sequence[Site], include: Sequence[str], skip: Sequence[str]) -
         for pattern in patterns:
             layers = [layer for site in sites for layer in site.layers]
             if pattern != "*" and not any(fnmatchcase(layer, pattern) for layer in layers):
-                hint = f"{close_match(pattern, layers)} layers: {', '.join(layers[:20])}".strip()
-                raise PatternError(f"{option} pattern '{pattern}' matches no layer", hint=hint)
+                raise no_layer(f"{option} pattern '{pattern}'", pattern, layers)
     kept, notes = [], []
     for site in sites:
         if matches(site, skip):

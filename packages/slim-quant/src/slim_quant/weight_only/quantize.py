@@ -8,15 +8,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from slim_core.errors import ModelError, PatternError, SlimError, close_match
+from slim_core.errors import ModelError, SlimError
 from slim_core.graph.isolate import unwrap
+from slim_core.named import Named
 from slim_core.progress import Progress, SilentProgress
 from slim_core.registry import Registry
 from slim_core.workload import Inputs
 from slim_quant.insert import is_quantized
-from slim_quant.named import Named
 from slim_quant.observers.weights import WEIGHT_OBSERVERS
-from slim_quant.overrides import Override
+from slim_quant.overrides import Override, no_layer
 from slim_quant.result import QuantReport
 from slim_quant.schemes import Scheme, sqnr_db
 from slim_quant.weight_only.comparing import compare_modules
@@ -193,10 +193,7 @@ def _hits(overrides: Sequence[Override], sites: Sequence[Site]) -> list[set[tupl
         }
         if not hits:
             layers = [layer for site in sites for layer in site.layers]
-            near = close_match(item.match, layers) if item.match is not None else ""
-            raise PatternError(
-                f"override {item} matches no layer", hint=f"{near} layers: {', '.join(layers[:20])}".strip()
-            )
+            raise no_layer(f"override {item}", item.match, layers)
         found.append(hits)
     return found
 

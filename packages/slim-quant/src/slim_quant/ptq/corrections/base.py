@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from slim_core.errors import UnknownNameError
+from slim_core.named import Named, split
 from slim_core.progress import Progress, SilentProgress
-from slim_quant.named import Named, build, split
+from slim_quant.named import build
 
 if TYPE_CHECKING:
     from slim_core.registry import Registry
